@@ -1,0 +1,1 @@
+"""The AdaFocus family as recognizers of the contract."""

@@ -1,0 +1,1 @@
+"""The methods AdaFocus is compared with, one file each."""

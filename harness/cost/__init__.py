@@ -1,0 +1,1 @@
+"""Cost of executed work: multiply-accumulates, latency, and the figures papers printed."""

@@ -1,0 +1,43 @@
+"""Errors a user can act on: each says what was wrong, where, and what to do next.
+
+Exit codes of the command line: 0 all well, 1 a cell failed, a gate broke or nothing ran, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BenchError(Exception):
+    """Something went wrong that its reader can mend; shown without a traceback, exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(BenchError):
+    """What was asked for does not exist or does not fit together; exit code 2."""
+
+    exit_code = 2
+
+
+class DataError(BenchError):
+    """A video, list or label is missing, broken or does not match; names every offender."""
+
+
+class CheckpointError(BenchError):
+    """A checkpoint is foreign, unsafe, incomplete or does not match the model."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the nearest choice, else an empty string."""
+    near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
+    """The error for a name that is not among `choices`; lists them all."""
+    choices = sorted(choices)
+    return UsageError(
+        f"unknown {kind} {name!r}{did_you_mean(name, choices)}; known: {', '.join(choices) or 'none'}"
+    )

@@ -1,0 +1,1 @@
+"""Building blocks that several methods share (a method never imports another method)."""

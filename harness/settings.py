@@ -1,0 +1,43 @@
+"""Frozen dataclasses as settings: built from plain mappings, unknown keys refused, written back as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from harness.errors import unknown
+
+T = TypeVar("T")
+
+
+def from_mapping(cls: type[T], mapping: Mapping[str, Any], *, kind: str | None = None) -> T:
+    """Build the dataclass `cls` from `mapping`; an unknown key raises UsageError with a suggestion."""
+    names = {f.name for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for key in mapping:
+        if key not in names:
+            raise unknown(f"{kind or cls.__name__} setting", key, names)
+    return cls(**mapping)
+
+
+def plain(value: Any) -> Any:
+    """Turn dataclasses, tuples and mappings into what JSON can hold, with sorted keys."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, set | frozenset):
+        return sorted(plain(v) for v in value)
+    if hasattr(value, "item") and not isinstance(value, str | bytes):  # numpy scalars
+        return value.item()
+    return value
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """A short stable hash of a settings tree, used in keys and fingerprints."""
+    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

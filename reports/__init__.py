@@ -1,0 +1,1 @@
+"""Tables, plots and the HTML page. Reads records only; never imports torch."""
