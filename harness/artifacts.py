@@ -1,0 +1,118 @@
+"""Training artifacts: one folder per key, whole or not there. Weights are safetensors; no pickles.
+
+    artifacts/KEY/model.safetensors    the stage's weights
+    artifacts/KEY/artifact.json        what it is and what it cost; its rename is the commit
+    artifacts/KEY/run/                 epoch checkpoints and TensorBoard log while (and after) training
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import BenchError, CheckpointError
+from harness.records import SCHEMA_VERSION, file_hash, write_atomically, write_json
+from harness.settings import plain
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def folder(work_dir: Path | str, key: str) -> Path:
+    """Where artifact `key` lies."""
+    return Path(work_dir) / "artifacts" / key
+
+
+def read(work_dir: Path | str, key: str) -> dict[str, Any] | None:
+    """The description of a finished artifact, or None."""
+    path = folder(work_dir, key) / "artifact.json"
+    if not path.exists():
+        return None
+    description: dict[str, Any] = json.loads(path.read_text())
+    return description if description.get("schema") == SCHEMA_VERSION else None
+
+
+def commit(work_dir: Path | str, key: str, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write the weights, then the description: its rename makes the artifact exist."""
+    from safetensors.torch import save
+
+    target = folder(work_dir, key)
+    weights = target / "model.safetensors"
+    write_atomically(weights, save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
+    entry = {"file": weights.name, "sha256": file_hash(weights)}
+    write_json(target / "artifact.json", {**plain(description), "key": key, "schema": SCHEMA_VERSION, "weights": entry})
+
+
+def discard(work_dir: Path | str, key: str) -> None:
+    """Remove an artifact, finished or not."""
+    shutil.rmtree(folder(work_dir, key), ignore_errors=True)
+
+
+def load_state(work_dir: Path | str, key: str) -> dict[str, Tensor]:
+    """The weights of a finished artifact; a changed file is refused."""
+    from safetensors.torch import load_file
+
+    description = read(work_dir, key)
+    if description is None:
+        raise BenchError(f"artifact {key} in {work_dir} is not finished; run the stage that makes it first")
+    path = folder(work_dir, key) / description["weights"]["file"]
+    if not path.exists() or file_hash(path) != description["weights"]["sha256"]:
+        raise CheckpointError(f"{path} is missing or was changed; remove {path.parent} and rerun")
+    return load_file(path)
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Tensors of a weights file: .safetensors, or a torch file of tensors only (never unpickles code)."""
+    import pickle
+
+    import torch
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} cannot be read as a file of plain tensors: {reason}") from None
+    state = value.get("state_dict", value) if isinstance(value, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} does not hold a state dict of tensors")
+    return dict(state)
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], *, into: str = "", take: str = "", origin: str = "") -> None:
+    """Copy tensors below `take` of `state` to those below `into` of `model`.
+
+    Every parameter and buffer of the model below `into` must be found with its shape; tensors of the
+    source that have no place (another dataset's classifier) must then lie outside `take`. Raises
+    CheckpointError that names what is missing.
+    """
+    own = {k: v for k, v in model.state_dict().items() if _below(k, into)}
+    found = {_join(into, _rest(k, take)): v for k, v in state.items() if _below(k, take)}
+    missing = sorted(k for k in own if k not in found and not k.endswith("num_batches_tracked"))
+    wrong = sorted(k for k in own if k in found and found[k].shape != own[k].shape)
+    if missing or wrong or not own:
+        problems = [f"{len(missing)} tensors missing, first {missing[:3]}"] if missing else []
+        problems += [f"{k}: {tuple(found[k].shape)} in the file, {tuple(own[k].shape)} in the model" for k in wrong[:3]]
+        problems += [f"the model has nothing below {into!r}"] if not own else []
+        raise CheckpointError(f"weights of {origin or 'the checkpoint'} do not fit: {'; '.join(problems)}")
+    model.load_state_dict({k: found[k] for k in own if k in found}, strict=False)
+
+
+def _below(name: str, prefix: str) -> bool:
+    return not prefix or name == prefix or name.startswith(prefix.rstrip(".") + ".")
+
+
+def _rest(name: str, prefix: str) -> str:
+    return name[len(prefix.rstrip(".")) :].lstrip(".") if prefix else name
+
+
+def _join(prefix: str, rest: str) -> str:
+    return f"{prefix.rstrip('.')}.{rest}".strip(".") if prefix else rest

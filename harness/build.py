@@ -1,0 +1,50 @@
+"""Building recognizers by method name, with reproducible initial weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from harness.errors import unknown
+from harness.recognizer import EfficientRecognizer
+from harness.registry import method_card, recognizer_class
+from harness.settings import digest
+
+PRETRAINING = "pretraining"
+"""Stands where a method name does, for backbones trained on an embedded set's stills."""
+
+
+def build_recognizer(method: str, settings: Mapping[str, Any], *, seed: int = 0, stage: str = "") -> EfficientRecognizer:
+    """The recognizer of `method` with all constructor `settings`; weights drawn from (seed, stage).
+
+    Raises UsageError for a setting that the class does not have.
+    """
+    if method == PRETRAINING:
+        from harness.pretraining import StillsRecognizer
+
+        cls: type[EfficientRecognizer] = StillsRecognizer
+    else:
+        cls = recognizer_class(method)
+    names = constructor_settings(cls)
+    for name in settings:
+        if name not in names:
+            raise unknown(f"setting of {method}", name, names)
+    torch.manual_seed(int(digest([seed, stage], 8), 16))
+    return cls(**settings).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def constructor_settings(cls: type[EfficientRecognizer]) -> set[str]:
+    """Names of all keyword settings a recognizer class takes, its bases included."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if base is EfficientRecognizer or issubclass(base, EfficientRecognizer):
+            names |= set(inspect.signature(base.__init__).parameters)
+    return names - {"self", "kwargs", "args", "data_preprocessor"}
+
+
+def full_settings(method: str, size: str, resolution: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `method` at `size`: the class's, then the variant's, then `changes`."""
+    return {**recognizer_class(method).settings_for(size, resolution), **method_card(method).settings, **changes}

@@ -1,0 +1,91 @@
+"""Pre-training of backbones on the stills of an embedded set, in place of ImageNet.
+
+Done once per backbone and data set and shared by all methods and seeds. The stills show the target's
+colour, so this leaks the localisation cue to everyone alike; reports say so (synthetic.md, section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from mmaction.structures import ActionDataSample
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from harness.build import PRETRAINING
+from harness.contract import EMPTY, ClipRequest, Stage
+from harness.layers.backbones import build_backbone
+from harness.recognizer import Clips, EfficientRecognizer
+from harness.trace import Trace
+
+__all__ = ["PRETRAINING", "STILLS", "StillsDataset", "StillsRecognizer", "pretraining_stage"]
+
+STILLS = {"tiny": (5000, 32), "paper": (24000, 160)}
+"""Number of stills and their side in pixels, per size."""
+
+
+def pretraining_stage(backbone: str, size: str) -> Stage:
+    """The recipe of a backbone's pre-training."""
+    if size == "tiny":
+        return Stage(backbone, epochs=6, batch_size=64, lr=4e-3, optimizer="AdamW", weight_decay=0.02,
+                     schedule="onecycle", clip_grad=5.0)
+    return Stage(backbone, epochs=12, batch_size=128, lr=1e-3, optimizer="AdamW", weight_decay=0.02,
+                 schedule="onecycle", clip_grad=5.0)
+
+
+class StillsRecognizer(EfficientRecognizer):
+    """A backbone and a linear classifier on single images; only the backbone is kept.
+
+    Args:
+        backbone: Name known to `harness.layers.backbones.build_backbone`.
+    """
+
+    def __init__(self, num_classes: int, *, backbone: str, dropout: float = 0.2, **kwargs: Any) -> None:
+        super().__init__(num_classes, **kwargs)
+        self.backbone = build_backbone(backbone)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.backbone.dim, num_classes))
+
+    def clip_requests(self, point: Mapping[str, Any] = EMPTY, *, stage: Stage | None = None) -> tuple[ClipRequest, ...]:
+        return (ClipRequest(1),)
+
+    def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
+        logits = self.infer(self.as_clips(inputs), trace=Trace(len(data_samples)))
+        return {"loss_cls": F.cross_entropy(logits, self.labels(data_samples))}
+
+    def infer(
+        self, clips: Clips, point: Mapping[str, Any] = EMPTY, *, trace: Trace, generator: torch.Generator | None = None
+    ) -> Tensor:
+        frames = clips["frames"][:, 0]
+        with trace.event("backbone", shape=frames.shape[1:]):
+            return self.head(self.backbone(self.normalise(frames)))
+
+
+class StillsDataset(Dataset):
+    """Rendered stills as one-frame clips; `train=False` gives the held-out part."""
+
+    def __init__(self, name: str, size: str, *, train: bool) -> None:
+        images, labels, held_out = _stills(name, size)
+        keep = ~held_out if train else held_out
+        self.images, self.labels = images[keep], labels[keep]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = ActionDataSample()
+        sample.set_gt_label(int(self.labels[index]))
+        return {"inputs": {"frames": torch.from_numpy(self.images[index])[None]}, "data_samples": sample}
+
+
+@cache
+def _stills(name: str, size: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    from harness.data.glyphs import stills
+
+    count, side = STILLS[size]
+    images, labels = stills(name, size, count=count, seed=0, side=side)
+    return images, labels, np.arange(len(images)) % 20 == 19

@@ -1,0 +1,305 @@
+"""Training one stage through mmengine's Runner: resumable, deterministic, one artifact out.
+
+Randomness is keyed by (seed, stage, epoch, sample) and checkpoints are taken at epoch ends, so a run
+that was killed and resumed gives the weights of an undisturbed one (same thread count).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import nn
+
+from harness import artifacts, compat, sources
+from harness.build import build_recognizer
+from harness.contract import Stage
+from harness.errors import BenchError
+from harness.protocol import Protocol
+from harness.recognizer import EfficientRecognizer, below
+from harness.work import TrainSpec, read_stage
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+class StopRequested(Exception):
+    """The run was asked to stop; raised after an epoch's checkpoint is whole."""
+
+
+def train(spec: TrainSpec, work_dir: Path, *, device: str, report: Report, stop: Callable[[], bool]) -> None:
+    """Train the stage of `spec` and commit its artifact below `work_dir`.
+
+    Args:
+        spec: What to train.
+        work_dir: Root of the results.
+        device: `cpu` or `cuda`.
+        report: Called about once a second with epoch, epochs, loss and eta_s.
+        stop: Asked after every epoch; True raises StopRequested with the epoch saved.
+    """
+    stage = read_stage(spec.stage)
+    videos = spec.data.open()
+    recognizer = build_recognizer(spec.method, spec.settings, seed=spec.seed, stage=stage.name)
+    for weights in spec.weights:
+        state = artifacts.load_state(work_dir, weights.key) if weights.key else artifacts.read_weights(weights.path or "")
+        artifacts.load_into(recognizer, state, into=weights.into, take=weights.take, origin=weights.key or str(weights.path))
+    if device == "cpu":
+        recognizer = recognizer.to(memory_format=torch.channels_last)
+    recognizer.set_stage(stage)
+    folder = artifacts.folder(work_dir, spec.key)
+    clock = _Clock(folder / "run" / "seconds.txt")
+    runner = _runner(spec, stage, recognizer, videos, folder, device, report, stop, clock)
+    with _failures_named(spec):
+        runner.train()
+    if not compat.is_main_process():
+        return
+    best = folder / "run" / "best.safetensors"
+    state = artifacts.read_weights(best) if best.exists() else recognizer.state_dict()
+    samples = stage.epochs * len(runner.train_dataloader.dataset)
+    artifacts.commit(
+        work_dir,
+        spec.key,
+        state,
+        {
+            "method": spec.method,
+            "stage": stage.name,
+            "settings": spec.settings,
+            "recipe": spec.stage,
+            "inputs": [w.key or w.path for w in spec.weights],
+            "fingerprint": spec.fingerprint,
+            "dataset": spec.data.name,
+            "seed": spec.seed,
+            "training": spec.training,
+            "initialisation": spec.initialisation,
+            "seconds": clock.seconds(),
+            "samples": samples,
+            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "parameters": sum(p.numel() for p in recognizer.parameters()),
+            "departures": list(stage.departures),
+            "sources": sources.loaded(),
+        },
+    )
+
+
+def optimizer_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
+    """Parameter groups of a stage: the longest matching prefix of `stage.groups` sets the multipliers."""
+    sorted_groups = sorted(
+        ((prefix, group) for group in stage.groups for prefix in group.modules), key=lambda item: -len(item[0])
+    )
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        group = next((g for prefix, g in sorted_groups if below(name, prefix)), None)
+        key = (group.lr_mult, group.decay_mult) if group else (1.0, 1.0)
+        found.setdefault(key, []).append(parameter)
+    if not found:
+        raise BenchError(f"stage {stage.name!r} of {type(model).__name__} trains no parameter")
+    return [
+        {"params": parameters, "lr": stage.lr * lr_mult, "weight_decay": stage.weight_decay * decay_mult}
+        for (lr_mult, decay_mult), parameters in found.items()
+    ]
+
+
+def build_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    """The stage's torch optimizer."""
+    groups = optimizer_groups(model, stage)
+    if stage.optimizer == "SGD":
+        return torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum)
+    return getattr(torch.optim, stage.optimizer)(groups, lr=stage.lr)
+
+
+def schedulers(stage: Stage, iterations_per_epoch: int) -> list[dict[str, Any]]:
+    """mmengine parameter schedulers of a stage."""
+    total = stage.epochs * iterations_per_epoch
+    if stage.schedule == "cosine":
+        return [{"type": "CosineAnnealingLR", "T_max": stage.epochs, "eta_min": 0.0, "by_epoch": True}]
+    if stage.schedule == "step":
+        return [{"type": "MultiStepLR", "milestones": list(stage.milestones), "gamma": 0.1, "by_epoch": True}]
+    if stage.schedule == "constant" or total < 3:
+        return []
+    up = min(total - 2, max(1, math.floor(stage.warmup * total)))
+    return [
+        {"type": "LinearLR", "start_factor": 0.04, "begin": 0, "end": up, "by_epoch": False},
+        {"type": "CosineAnnealingLR", "T_max": total - up, "begin": up, "end": total, "eta_min": 0.0, "by_epoch": False},
+    ]
+
+
+def _runner(
+    spec: TrainSpec,
+    stage: Stage,
+    recognizer: EfficientRecognizer,
+    videos: Any,
+    folder: Path,
+    device: str,
+    report: Report,
+    stop: Callable[[], bool],
+    clock: _Clock,
+) -> Runner:
+    protocol = Protocol(**spec.training)
+    loader = _loader(spec, stage, recognizer, videos, device)
+    hooks: list[Hook] = [
+        compat.EpochSeedHook(seed=spec.seed, stage=stage.name),
+        _StageHook(stage.epochs, report, clock),
+        _StopHook(stop),
+    ]
+    if protocol.selection == "best-val":
+        hooks.append(_BestOnVal(spec, videos, folder / "run", device))
+    optimizer = build_optimizer(recognizer, stage)
+    clip = {"max_norm": stage.clip_grad} if stage.clip_grad else None
+    return Runner(
+        model=recognizer,
+        work_dir=str(folder / "run"),
+        train_dataloader=loader,
+        train_cfg={"by_epoch": True, "max_epochs": stage.epochs},
+        optim_wrapper=compat.optim_wrapper(optimizer, protocol.dtype, device=device, clip_grad=clip),
+        param_scheduler=schedulers(stage, len(loader)) or None,
+        default_hooks={
+            "checkpoint": {"type": compat.AtomicCheckpointHook, "interval": 1, "max_keep_ckpts": 1},
+            "logger": {"type": "LoggerHook", "interval": 20, "log_metric_by_epoch": True},
+        },
+        custom_hooks=hooks,
+        resume=True,
+        log_level="WARNING",
+        visualizer={"type": "Visualizer", "vis_backends": [{"type": "TensorboardVisBackend"}]},
+        randomness={"seed": spec.seed},
+        experiment_name=spec.key,
+        default_scope="mmengine",
+        **compat.runner_launch(device),
+    )
+
+
+def _loader(spec: TrainSpec, stage: Stage, recognizer: EfficientRecognizer, videos: Any, device: str) -> Any:
+    from mmengine.dataset import DefaultSampler
+    from torch.utils.data import DataLoader
+
+    from harness.data.clips import collate
+    from harness.pretraining import PRETRAINING, StillsDataset
+
+    if spec.method == PRETRAINING:
+        dataset: Any = StillsDataset(spec.data.name, spec.data.size, train=True)
+    else:
+        from harness.data.clips import ClipDataset
+
+        split = spec.training["train_split"]
+        dataset = ClipDataset(videos, split, recognizer.clip_requests(stage=stage), train=True, seed=spec.seed)
+    size = min(stage.batch_size, len(dataset))
+    workers = 0 if device == "cpu" else min(8, os.cpu_count() or 1)
+    return DataLoader(
+        dataset,
+        batch_size=max(1, size // compat.world_size()),
+        sampler=DefaultSampler(dataset, shuffle=True, seed=spec.seed),
+        num_workers=workers,
+        collate_fn=collate,
+        drop_last=len(dataset) >= 2 * size,
+        pin_memory=device == "cuda",
+    )
+
+
+class _Clock:
+    """Training seconds over interruptions, kept beside the checkpoints."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.before = float(path.read_text()) if path.exists() else 0.0
+        self.started = time.monotonic()
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(f"{self.seconds():.3f}")
+        temporary.replace(self.path)
+
+
+class _StageHook(Hook):
+    """Tells the recognizer and the data the epoch, reports progress, refuses a loss that is not finite."""
+
+    priority = "NORMAL"
+
+    def __init__(self, epochs: int, report: Report, clock: _Clock) -> None:
+        self.epochs, self.report, self.clock = epochs, report, clock
+        self.last = 0.0
+        self.started: tuple[int, float] | None = None
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        dataset = runner.train_dataloader.dataset
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(runner.epoch)
+        compat.unwrap(runner.model).set_progress(runner.epoch, self.epochs)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        compat.unwrap(runner.model).after_update()
+        now = time.monotonic()
+        if self.started is None:
+            self.started = (runner.iter, now)
+        if now - self.last < 1.0:
+            return
+        loss = float(outputs["loss"])
+        if not math.isfinite(loss):
+            raise BenchError(f"the loss is {loss} in epoch {runner.epoch + 1}, iteration {runner.iter}; lower the learning rate")
+        self.last = now
+        done = runner.iter - self.started[0]
+        eta = (now - self.started[1]) / done * (runner.max_iters - runner.iter - 1) if done else None
+        self.report({"epoch": runner.epoch + 1, "epochs": self.epochs, "loss": round(loss, 4), "eta_s": eta})
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self.clock.save()
+
+
+class _StopHook(Hook):
+    """Leaves after the epoch's checkpoint is whole, when asked to."""
+
+    priority = "LOWEST"
+
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self.stop = stop
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if self.stop() and runner.epoch + 1 < runner.max_epochs:
+            raise StopRequested
+
+
+class _BestOnVal(Hook):
+    """Keeps the weights of the epoch with the best main metric on `val` (protocol: best-val)."""
+
+    priority = "LOW"
+
+    def __init__(self, spec: TrainSpec, videos: Any, folder: Path, device: str) -> None:
+        self.spec, self.videos, self.folder, self.device = spec, videos, folder, device
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        from safetensors.torch import save
+
+        from harness.evaluation import split_metric
+        from harness.records import write_atomically
+
+        model = compat.unwrap(runner.model)
+        value = split_metric(model, self.videos, "val", device=self.device)
+        model.train()
+        mark = self.folder / "best.txt"
+        if not mark.exists() or value > float(mark.read_text()):
+            state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+            write_atomically(self.folder / "best.safetensors", save(state))
+            write_atomically(mark, f"{value}".encode())
+
+
+@contextlib.contextmanager
+def _failures_named(spec: TrainSpec) -> Iterator[None]:
+    """Out of memory is a result with a remedy, not a smaller batch."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise BenchError(
+            f"out of memory while training {spec.label()} with batch {spec.stage['batch_size']}: "
+            f"{str(error).splitlines()[0]}; another batch size is another recipe: --set stage.batch_size=N"
+        ) from None
