@@ -23,8 +23,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from harness.errors import BenchError
 from harness.settings import digest
 
@@ -68,14 +66,19 @@ def fingerprint() -> str:
 
 def cpu_name() -> str:
     """Model name of the CPU with its family, model and stepping where Linux tells them."""
+    facts = _cpu_facts()
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    numbers = [facts[key] for key in ("cpu family", "model", "stepping") if key in facts]
+    return f"{name} ({'/'.join(numbers)})" if numbers else name
+
+
+def _cpu_facts() -> dict[str, str]:
+    """Linux's description of the first core; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = facts.get("model name") or platform.machine()
-    numbers = [facts[key] for key in ("cpu family", "model", "stepping") if key in facts]
-    return f"{name} ({'/'.join(numbers)})" if numbers else name
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def installed(package: str) -> str | None:
@@ -93,7 +96,8 @@ def nvidia_smi(*fields: str, gpu: str | None = None) -> list[dict[str, str]]:
         return []
     command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command + (["-i", gpu] if gpu else []), capture_output=True, text=True, timeout=20)
+        command += ["-i", gpu] if gpu else []
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []
     if done.returncode != 0:
@@ -115,9 +119,9 @@ def conditions(gpu: str | None = None) -> dict[str, Any]:
 
     `load` is the 1-minute load average per core: near 0 when the machine is otherwise idle.
     """
-    frequency = psutil.cpu_freq()
+    megahertz = _cpu_facts().get("cpu MHz")
     state: dict[str, Any] = {
-        "cpu_mhz": round(frequency.current) if frequency else None,
+        "cpu_mhz": round(float(megahertz)) if megahertz else None,
         "governor": governor(),
         "load": round(os.getloadavg()[0] / (os.cpu_count() or 1), 2),
         "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
