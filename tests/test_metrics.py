@@ -115,6 +115,14 @@ def test_bootstrap_is_deterministic_and_depends_on_its_seed():
     assert metrics.bootstrap("mAP", scores, targets) != metrics.bootstrap("mAP", scores, targets, seed=1)
 
 
+def test_interval_of_map_is_not_pulled_up_by_repeated_videos():
+    scores, targets = problem(videos=60, classes=20)
+    value = metrics.METRICS["mAP"](scores, targets)
+    low, high = metrics.bootstrap("mAP", scores, targets)
+    assert low < value < high
+    assert (low + high) / 2 == pytest.approx(value, abs=2.0)
+
+
 def test_evaluate_gives_the_record_form():
     scores, targets = problem()
     result = metrics.evaluate(np.log(scores), targets, metrics.reported("mAP", 7))
