@@ -1,0 +1,19 @@
+"""Smaller copies of frames for glances and low-resolution paths."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+RESIZE_MODES = ("area", "bilinear", "nearest")
+
+
+def resize(x_NCHW: Tensor, side: int, mode: str = "area") -> Tensor:
+    """Float frames (N, C, H, W) at `side` x `side` pixels; unchanged where they already are.
+
+    Args:
+        mode: `area` averages (no aliasing), `nearest` is AR-Net's, `bilinear` uses align_corners=False.
+    """
+    if x_NCHW.shape[-2:] == (side, side):
+        return x_NCHW
+    return interpolate(x_NCHW, size=(side, side), mode=mode)
