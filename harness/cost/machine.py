@@ -26,7 +26,9 @@ from typing import Any
 from harness.errors import BenchError
 from harness.settings import digest
 
-GPU_CONDITIONS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_throttle_reasons.active")
+GPU_CONDITIONS = (
+    "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_throttle_reasons.active",
+)
 LOCK_NAME = "focusbench-latency.lock"
 POLL_S = 0.2
 
@@ -171,7 +173,7 @@ def _open_lock(path: Path) -> int:
     except PermissionError:
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError as error:
-        raise BenchError(f"cannot open the latency lock {path}: {error.strerror}; set TMPDIR to a folder you own") from error
+        raise BenchError(f"cannot open {path}: {error.strerror}; set TMPDIR to a folder you own") from error
 
 
 def _acquire(descriptor: int, path: Path, timeout_s: float | None, on_wait: Callable[[str], None] | None) -> None:
