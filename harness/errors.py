@@ -29,6 +29,10 @@ class CheckpointError(BenchError):
     """A checkpoint is foreign, unsafe, incomplete or does not match the model."""
 
 
+class StopRequested(Exception):
+    """The work was asked to stop and did so after its state was saved."""
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the nearest choice, else an empty string."""
     near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from harness.contract import EMPTY, OperatingPoint
-from harness.cost.counter import MacMeter
-from harness.cost.table import CostTable
+from harness.contract import OperatingPoint
+from harness.cost.table import CostTable, metered, whole_check
 from harness.data.clips import ClipDataset, collate
 from harness.errors import BenchError
-from harness.metrics import METRICS
+from harness.metrics import metric, softmax
 from harness.protocol import Protocol
 from harness.recognizer import EfficientRecognizer
 from harness.trace import EventKey, Trace
@@ -32,17 +30,9 @@ class PointResult:
     point: OperatingPoint
     logits: np.ndarray
     """(N, C) float32, mean over views."""
-    counts: dict[EventKey, np.ndarray]
-    """Rows of each kind of work per video (N,)."""
-    exits: np.ndarray | None
-    frames: np.ndarray
-    accounted: dict[str, np.ndarray] = field(default_factory=dict)
-    decisions: dict[str, np.ndarray] = field(default_factory=dict)
+    trace: Trace
+    """Of all N videos together, all views added up."""
     overlay: dict[str, np.ndarray] | None = None
-
-    def gflops(self, table: Mapping[EventKey, float]) -> np.ndarray:
-        """Executed GFLOPs per video (N,)."""
-        return sum((n * table[k] for k, n in self.counts.items()), np.zeros(len(self.logits))) / 1e9
 
 
 class Evaluator:
@@ -94,87 +84,52 @@ class Evaluator:
 
     def run(self, point: OperatingPoint, split: str, *, overlay: bool = False) -> PointResult:
         """Logits and trace of every video of `split` at `point`."""
-        views = 1 if self.protocol.views == "centre" else 3
-        results = [self._run_view(point, split, view, overlay and view == 0) for view in range(views)]
-        first = results[0]
-        if views > 1:
-            first.logits = np.mean([r.logits for r in results], axis=0, dtype=np.float32)
-            keys = {k for r in results for k in r.counts}
-            zero = np.zeros(len(first.logits))
-            first.counts = {k: sum((r.counts.get(k, zero) for r in results), zero) for k in keys}
+        if self.protocol.views == "centre":
+            return self._run_view(point, split, 0, overlay)
+        first, *others = (self._run_view(point, split, view, overlay and view == 0) for view in range(3))
+        for other in others:
+            first.logits = first.logits + other.logits
+            _add_counts(first.trace.counts, other.trace.counts, len(first.logits))
+            _add_counts(first.trace.accounted, other.trace.accounted, len(first.logits))
+        first.logits /= 3
         return first
 
-    def cost_table(self, results: Sequence[PointResult], split: str) -> tuple[CostTable, dict[str, Any]]:
+    def cost_table(self, results: Sequence[PointResult], split: str) -> tuple[CostTable, dict[str, float]]:
         """MACs per row of every kind of work in `results`, measured by running videos that show it.
 
         Returns the table and the whole-forward check: the relative difference between all MACs that ran
         and trace x table, on the same videos.
         """
         self.report({"note": "counting multiply-accumulates"})
-        wanted = {key for r in results for key, counts in r.counts.items() if counts.any()}
-        table = CostTable()
+        runs: list[tuple[Trace, float]] = []
         seen: set[EventKey] = set()
-        videos, worst = 0, 0.0
         for result in results:
-            for batch_videos in _covering(result.counts, seen):
-                clips = self._clips(split, batch_videos, result.point)
-                with torch.inference_mode(), MacMeter() as meter:
-                    trace = Trace(len(batch_videos), meter=meter)
-                    self.recognizer.infer(clips, result.point.settings, trace=trace, generator=self._generator())
-                table.add(trace)
-                traced = sum(float(n.sum()) * table[k] for k, n in trace.counts.items())
-                worst = max(worst, abs(traced - meter.total) / max(meter.total, 1.0))
-                videos += len(batch_videos)
-                seen |= set(trace.counts)
-        if worst > 0.005:
-            raise BenchError(
-                f"{type(self.recognizer).__name__}: the trace explains the executed work only to {worst:.1%} "
-                "(limit 0.5 %); some work runs outside `trace.event`"
-            )
-        if wanted - seen:
-            raise BenchError(f"no video shows {[k.label() for k in sorted(wanted - seen)]} again; the method is not deterministic")
-        return table, {"videos": videos, "max_relative_difference": worst}
+            for batch in _covering(result.trace.counts, seen):
+                clips = self._clips(split, batch, result.point)
+                runs.append(
+                    metered(self.recognizer, clips, result.point.settings, device=self.device, generator=self._generator())
+                )
+                seen |= set(runs[-1][0].counts)
+        table = CostTable.of(trace for trace, _ in runs)
+        return table, whole_check(table, runs, type(self.recognizer).__name__)
 
     def _run_view(self, point: OperatingPoint, split: str, view: int, overlay: bool) -> PointResult:
         dataset = self._dataset(split, point, view)
-        total = len(dataset)
+        whole = Trace(len(dataset))
         logits: list[np.ndarray] = []
-        counts: dict[EventKey, np.ndarray] = {}
-        exits: list[np.ndarray] = []
-        frames: list[np.ndarray] = []
-        decisions: dict[str, list[np.ndarray]] = {}
-        accounted: dict[str, np.ndarray] = {}
         kept: dict[str, list[Any]] = {}
         generator, start = self._generator(), 0
         for clips, samples in self._batches(dataset):
-            size = len(samples)
-            trace = Trace(size, details=True)
+            trace = Trace(len(samples), details=True)
             with torch.inference_mode():
                 out = self.recognizer.infer(clips, point.settings, trace=trace, generator=generator)
-            logits.append(out.float().cpu().numpy())
-            for key, value in trace.counts.items():
-                counts.setdefault(key, np.zeros(total))[start : start + size] = value
-            for reason, value in trace.accounted.items():
-                accounted.setdefault(reason, np.zeros(total))[start : start + size] = value
-            if trace.exit_step is not None:
-                exits.append(np.asarray(trace.exit_step))
-            frames.append(_frames_used(trace, clips))
-            for name, value in trace.decisions.items():
-                decisions.setdefault(name, []).append(value)
             if overlay and start < OVERLAY_VIDEOS:
                 _keep(kept, clips, samples, trace, out, OVERLAY_VIDEOS - start, start)
-            start += size
-            self.report({"note": f"evaluating {point.name}", "done": start, "total": total})
-        return PointResult(
-            point,
-            np.concatenate(logits),
-            counts,
-            np.concatenate(exits) if exits else None,
-            np.concatenate(frames),
-            accounted,
-            {name: np.concatenate(parts) for name, parts in decisions.items()},
-            _overlay(kept) if kept else None,
-        )
+            logits.append(out.float().cpu().numpy())
+            _put(whole, trace, clips, start)
+            start += len(samples)
+            self.report({"note": f"evaluating {point.name}", "done": start, "total": len(dataset)})
+        return PointResult(point, np.concatenate(logits), whole, _overlay(kept) if kept else None)
 
     def _exit_logits(self, split: str) -> np.ndarray:
         dataset = self._dataset(split, OperatingPoint("full"), 0)
@@ -190,9 +145,7 @@ class Evaluator:
         for step in range(self.recognizer.exits):
             settings = self.recognizer.exit_settings(step)
             clips = self._clips(self.protocol.calib_split, [0], OperatingPoint("exit", settings))
-            with torch.inference_mode(), MacMeter() as meter:
-                self.recognizer.infer(clips, settings, trace=Trace(1, meter=meter))
-            costs.append(meter.total)
+            costs.append(metered(self.recognizer, clips, settings, device=self.device)[1])
         return np.asarray(costs)
 
     def _dataset(self, split: str, point: OperatingPoint, view: int) -> ClipDataset:
@@ -220,14 +173,7 @@ def split_metric(recognizer: EfficientRecognizer, videos: Any, split: str, *, de
     evaluator = Evaluator(recognizer, videos, Protocol(), device=device)
     point = next(iter(recognizer.operating_points()))
     result = evaluator.run(point, split)
-    return METRICS[videos.card.metric].value(result.logits, evaluator.targets(split))
-
-
-def accounted_gflops(result: PointResult, table: Mapping[EventKey, float]) -> np.ndarray | None:
-    """GFLOPs per video by the paper's accounting; None where all that is saved is really saved."""
-    if not result.accounted:
-        return None
-    return result.gflops(table) - sum(result.accounted.values()) / 1e9
+    return metric(videos.card.metric)(softmax(result.logits), evaluator.targets(split))
 
 
 def _covering(counts: Mapping[EventKey, np.ndarray], seen: set[EventKey]) -> list[list[int]]:
@@ -243,10 +189,28 @@ def _covering(counts: Mapping[EventKey, np.ndarray], seen: set[EventKey]) -> lis
     return [*chosen, sorted({0, number // 2, number - 1})]
 
 
-def _frames_used(trace: Trace, clips: Mapping[str, torch.Tensor]) -> np.ndarray:
-    if trace.frames_used is not None:
-        return np.asarray(trace.frames_used, dtype=np.float64)
-    return np.full(trace.videos, float(max(v.shape[1] for v in clips.values())))
+def _put(whole: Trace, part: Trace, clips: Mapping[str, torch.Tensor], start: int) -> None:
+    """Copy the trace of a batch into the rows from `start` on of the whole one."""
+    rows = slice(start, start + part.videos)
+    for target, source in ((whole.counts, part.counts), (whole.accounted, part.accounted)):
+        for key, values in source.items():
+            target.setdefault(key, np.zeros(whole.videos))[rows] = values
+    for name, values in part.decisions.items():
+        table = whole.decisions.setdefault(name, np.full((whole.videos, values.shape[1]), -1, dtype=np.int64))
+        table[rows] = values
+    if part.exit_step is not None:
+        if whole.exit_step is None:
+            whole.exit_step = np.full(whole.videos, -1, dtype=np.int64)
+        whole.exit_step[rows] = part.exit_step
+    if whole.frames_used is None:
+        whole.frames_used = np.zeros(whole.videos)
+    longest = max(clip.shape[1] for clip in clips.values())
+    whole.frames_used[rows] = longest if part.frames_used is None else part.frames_used
+
+
+def _add_counts(into: dict[Any, np.ndarray], more: Mapping[Any, np.ndarray], videos: int) -> None:
+    for key, values in more.items():
+        into[key] = into.get(key, np.zeros(videos)) + values
 
 
 def _keep(
@@ -266,19 +230,3 @@ def _keep(
 def _overlay(kept: Mapping[str, list[Any]]) -> dict[str, np.ndarray]:
     boxes = np.asarray(kept.get("boxes") or np.zeros((0, 6)), dtype=np.float32)
     return {**{k: np.asarray(v) for k, v in kept.items() if k != "boxes"}, "boxes": boxes}
-
-
-@contextlib.contextmanager
-def torch_threads(number: int) -> Iterator[None]:
-    """Run with `number` torch threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def default_point(recognizer: EfficientRecognizer) -> OperatingPoint:
-    """The point a method is compared at unless another is asked for."""
-    return next(iter(recognizer.operating_points(())), OperatingPoint("full", EMPTY))

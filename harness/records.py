@@ -45,6 +45,7 @@ EVALUATION_SCHEMA: dict[str, str] = {
     "dataset.decoder": "dict decoder path -> number of videos", "dataset.missing": "list of video ids left out",
     "dataset.disclosures": "list of str, what a reader of the figures must know",
     "protocol": "dict, harness.protocol.Protocol", "seed": "int, training seed",
+    "artifact": "str, key of the evaluated weights", "checkpoint": "str or null, file evaluated without training",
     "initialisation": "str, where the weights came from: stills, imagenet, scratch",
     "training.seconds": "float, wall clock of all stages, shared ones included",
     "training.own_seconds": "float, of the stages no other method shares",
@@ -58,7 +59,7 @@ EVALUATION_SCHEMA: dict[str, str] = {
     "per_video.file": "str", "per_video.sha256": "str",
     "overlay.file": "str or absent", "overlay.sha256": "str",
     "provenance": "dict: packages, git, cpu, gpu, driver, platform, command",
-    "sources": "str, hash of the project sources that were imported",
+    "sources": "dict module -> hash of its source, for every project module the job imported",
 }
 
 POINT_SCHEMA: dict[str, str] = {
@@ -90,7 +91,7 @@ LATENCY_SCHEMA: dict[str, str] = {
     "videos": "list of int, videos in each timed batch", "gflops": "list of float, executed GFLOPs of each timed batch",
     "phases_s": "dict decode/transform/transfer/model -> seconds per video (mean)",
     "frames_decoded": "float per video", "peak_memory_bytes": "int or null", "warmup": "int",
-    "provenance": "dict", "sources": "str",
+    "provenance": "dict", "sources": "dict module -> hash",
 }
 
 

@@ -7,8 +7,10 @@ that was killed and resumed gives the weights of an undisturbed one (same thread
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,16 +24,14 @@ from torch import nn
 from harness import artifacts, compat, sources
 from harness.build import build_recognizer
 from harness.contract import Stage
-from harness.errors import BenchError
+from harness.errors import BenchError, StopRequested
+from harness.layers.backbones import imagenet_state
 from harness.protocol import Protocol
 from harness.recognizer import EfficientRecognizer, below
-from harness.work import TrainSpec, read_stage
+from harness.records import write_json
+from harness.work import TrainSpec, Weights, read_stage
 
 Report = Callable[[Mapping[str, Any]], None]
-
-
-class StopRequested(Exception):
-    """The run was asked to stop; raised after an epoch's checkpoint is whole."""
 
 
 def train(spec: TrainSpec, work_dir: Path, *, device: str, report: Report, stop: Callable[[], bool]) -> None:
@@ -48,12 +48,13 @@ def train(spec: TrainSpec, work_dir: Path, *, device: str, report: Report, stop:
     videos = spec.data.open()
     recognizer = build_recognizer(spec.method, spec.settings, seed=spec.seed, stage=stage.name)
     for weights in spec.weights:
-        state = artifacts.load_state(work_dir, weights.key) if weights.key else artifacts.read_weights(weights.path or "")
+        state = _source_state(weights, work_dir)
         artifacts.load_into(recognizer, state, into=weights.into, take=weights.take, origin=weights.key or str(weights.path))
     if device == "cpu":
         recognizer = recognizer.to(memory_format=torch.channels_last)
     recognizer.set_stage(stage)
     folder = artifacts.folder(work_dir, spec.key)
+    _forget_if_changed(folder / "run")
     clock = _Clock(folder / "run" / "seconds.txt")
     runner = _runner(spec, stage, recognizer, videos, folder, device, report, stop, clock)
     with _failures_named(spec):
@@ -130,6 +131,22 @@ def schedulers(stage: Stage, iterations_per_epoch: int) -> list[dict[str, Any]]:
         {"type": "LinearLR", "start_factor": 0.04, "begin": 0, "end": up, "by_epoch": False},
         {"type": "CosineAnnealingLR", "T_max": total - up, "begin": up, "end": total, "eta_min": 0.0, "by_epoch": False},
     ]
+
+
+def _forget_if_changed(run: Path) -> None:
+    """Start anew where the code has changed since an unfinished training began."""
+    mark = run / "sources.json"
+    if run.exists() and (not mark.exists() or sources.changed(json.loads(mark.read_text()))):
+        shutil.rmtree(run)
+    if not mark.exists():
+        write_json(mark, sources.loaded())
+
+
+def _source_state(weights: Weights, work_dir: Path) -> dict[str, torch.Tensor]:
+    if weights.key is not None:
+        return artifacts.load_state(work_dir, weights.key)
+    state = artifacts.read_weights(weights.path or "")
+    return imagenet_state(weights.backbone, state) if weights.backbone else state
 
 
 def _runner(

@@ -55,6 +55,8 @@ class Weights:
     take: str
     key: str | None = None
     path: str | None = None
+    backbone: str | None = None
+    """With `path`: the backbone whose ImageNet file it is."""
 
 
 @dataclass(frozen=True)

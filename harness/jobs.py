@@ -1,0 +1,103 @@
+"""One unit of work in a process of its own: `python -m harness.jobs WORK_DIR < spec.json`.
+
+Isolated processes keep counting apart from timing, give memory back, and let a killed run leave
+nothing behind: a job ends at once when its parent dies. Progress goes as JSON lines to the file
+descriptor BENCH_PROGRESS; the exit status is 0 done, 1 failed (reason in the last line), 75 stopped on
+request with its state saved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import BenchError, StopRequested
+from harness.work import EvalSpec, LatencySpec, TrainSpec, read_spec
+
+STOPPED = 75
+_stop = threading.Event()
+
+
+def main() -> int:
+    """Read a spec from standard input, do the work, report."""
+    parent = int(os.environ["BENCH_PARENT"])
+    die_with_parent(parent)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: _stop.set())
+    request = json.load(sys.stdin)
+    spec = read_spec(request["spec"])
+    report = _Reporter(int(os.environ["BENCH_PROGRESS"]))
+    try:
+        _work(spec, Path(sys.argv[1]), request, report)
+    except BenchError as error:
+        report({"error": str(error)})
+        return 1
+    except StopRequested:
+        return STOPPED
+    except Exception as error:  # noqa: BLE001  (the process boundary: every failure becomes a record)
+        traceback.print_exc()
+        report({"error": f"{type(error).__name__}: {error}"})
+        return 1
+    return 0
+
+
+def _work(spec: Any, work_dir: Path, request: Mapping[str, Any], report: _Reporter) -> None:
+    import torch
+
+    device = request["device"]
+    if isinstance(spec, TrainSpec):
+        torch.set_num_threads(spec.training["threads"])
+        from harness.training import train
+
+        train(spec, work_dir, device=device, report=report, stop=_stop.is_set)
+    elif isinstance(spec, EvalSpec):
+        torch.set_num_threads(spec.protocol["threads"])
+        from harness.recording import record_evaluation
+
+        record_evaluation(spec, work_dir, device=device, command=request["command"], report=report)
+    elif isinstance(spec, LatencySpec):
+        torch.set_num_threads(spec.threads)
+        from harness.recording import record_latency
+
+        record_latency(spec, work_dir, command=request["command"], report=report)
+
+
+def die_with_parent(parent: int) -> None:
+    """End this process when `parent` is gone: at once on Linux, within a second elsewhere."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+class _Reporter:
+    """Writes progress lines, at most ten a second."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.file = os.fdopen(descriptor, "w", buffering=1)
+        self.last = 0.0
+
+    def __call__(self, value: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if "error" in value or now - self.last > 0.1:
+            self.last = now
+            self.file.write(json.dumps(value) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""From a request (methods x datasets x seeds) to the work it takes: artifacts, evaluations, latencies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from harness.build import PRETRAINING, build_recognizer, constructor_settings, full_settings
+from harness.contract import InitFrom, Stage
+from harness.errors import UsageError, unknown
+from harness.layers.backbones import IMAGENET_FILES
+from harness.pretraining import STILLS, pretraining_stage
+from harness.protocol import Protocol
+from harness.recipes import paper_recipe
+from harness.recognizer import EfficientRecognizer
+from harness.registry import method_card, recognizer_class
+from harness.settings import plain
+from harness.work import DataSpec, EvalSpec, TrainSpec, Weights, training_part
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What `--set`, `--epochs` and `--recipe` change, already parsed."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """`setting` or `method.setting` -> value."""
+    stages: Mapping[str, Any] = field(default_factory=dict)
+    """`field` or `stage-name.field` -> value, for the stages of every method."""
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one data set with one seed: what the user sees as one line."""
+
+    method: str
+    data: DataSpec
+    seed: int
+    train: tuple[TrainSpec, ...]
+    evaluation: EvalSpec
+
+
+class Planner:
+    """Resolves recipes into keyed work for one data set.
+
+    Args:
+        data: How the data set was opened.
+        videos: The opened VideoSet (fingerprint, classes, resolution).
+        protocol: Of the comparison.
+        size: tiny or paper.
+        weights_dir: Where ImageNet files lie; None where none are there.
+        overrides: Changes to settings and recipes.
+    """
+
+    def __init__(
+        self,
+        data: DataSpec,
+        videos: Any,
+        protocol: Protocol,
+        *,
+        size: str,
+        weights_dir: Path | None = None,
+        overrides: Overrides | None = None,
+    ) -> None:
+        self.data, self.videos, self.protocol, self.size = data, videos, protocol, size
+        self.weights_dir = weights_dir
+        self.overrides = overrides or Overrides()
+        self._built: dict[str, EfficientRecognizer] = {}
+
+    def cell(self, method: str, seed: int) -> Cell:
+        """All work behind one method and seed, in the order it must be done."""
+        card = method_card(method)
+        if self.size not in card.sizes:
+            raise UsageError(f"{method} has no size {self.size!r}; it has {', '.join(card.sizes)}")
+        train = self.chain(method, seed, {}, overridden=True)
+        last = train[-1]
+        evaluation = EvalSpec(
+            method=method,
+            size=self.size,
+            settings=last.settings,
+            artifact=last.key,
+            chain=tuple(s.key for s in train),
+            own_chain=tuple(s.key for s in train if s.method == method),
+            data=self.data,
+            fingerprint=self.videos.fingerprint,
+            seed=seed,
+            protocol=plain(self.protocol),
+            initialisation=last.initialisation,
+        )
+        return Cell(method, self.data, seed, train, evaluation)
+
+    def chain(
+        self, method: str, seed: int, changes: Mapping[str, Any], *, overridden: bool = False
+    ) -> tuple[TrainSpec, ...]:
+        """All training artifacts of a method, what they need first; the last is the method's own."""
+        settings = self.settings(method, changes, overridden=overridden)
+        done: dict[str, TrainSpec] = {}
+        own: dict[str, TrainSpec] = {}
+        stages = paper_recipe(method, self.data.name, self.size) or self._recognizer(method, settings).recipe(self.size)
+        for stage in stages:
+            if stage.method is not None:
+                done.update((s.key, s) for s in self.chain(stage.method, seed, stage.method_settings))
+                continue
+            stage = self._stage(stage, overridden)
+            weights, needed = self._weights(method, stage, own, seed)
+            done.update((s.key, s) for s in needed)
+            source = self._source(stage, own, needed)
+            spec = TrainSpec(
+                method=method,
+                method_version=method_card(method).version,
+                settings=settings,
+                stage=plain(stage),
+                weights=weights,
+                data=self.data,
+                fingerprint=self.videos.fingerprint,
+                seed=seed,
+                training=training_part(self.protocol),
+                initialisation=source,
+            )
+            own[stage.name] = spec
+            done[spec.key] = spec
+        return tuple(done.values())
+
+    def settings(self, method: str, changes: Mapping[str, Any], *, overridden: bool) -> dict[str, Any]:
+        """All constructor settings of a method on this data set."""
+        names = constructor_settings(recognizer_class(method))
+        changes = {**changes}
+        for key, value in self.overrides.settings.items() if overridden else ():
+            owner, _, name = key.rpartition(".")
+            if owner == method and name not in names:
+                raise unknown(f"setting of {method}", name, names)
+            if owner in ("", method) and name in names:
+                changes[name] = value
+        card = self.videos.card
+        base = full_settings(method, self.size, self.videos.resolution, changes)
+        fixed = {
+            "num_classes": len(card.classes),
+            "resolution": self.videos.resolution,
+            "mean": list(card.mean),
+            "std": list(card.std),
+        }
+        return plain({**base, **fixed})
+
+    def _stage(self, stage: Stage, overridden: bool) -> Stage:
+        changes: dict[str, Any] = {}
+        for key, value in self.overrides.stages.items() if overridden else ():
+            owner, _, name = key.rpartition(".")
+            if name not in Stage.__dataclass_fields__:
+                raise unknown("stage setting", name, Stage.__dataclass_fields__)
+            if owner in ("", stage.name):
+                changes[name] = value
+        epochs = changes.pop("epochs", self.overrides.epochs if overridden else None)
+        epochs = epochs or max(1, round(stage.epochs * self.protocol.epoch_scale))
+        return replace(stage, **changes, epochs=epochs)
+
+    def _weights(
+        self, method: str, stage: Stage, own: Mapping[str, TrainSpec], seed: int
+    ) -> tuple[tuple[Weights, ...], list[TrainSpec]]:
+        weights: list[Weights] = []
+        needed: list[TrainSpec] = []
+        for init in stage.init:
+            kind, _, name = init.source.partition(":")
+            if kind == "stage":
+                if name not in own:
+                    raise UsageError(f"{method}: stage {stage.name!r} starts from {name!r}, which does not come before it")
+                weights.append(Weights(init.into, init.take, key=own[name].key))
+            elif kind == "method":
+                chain = self.chain(name, seed, init.settings)
+                needed += chain
+                weights.append(Weights(init.into, init.take, key=chain[-1].key))
+            else:
+                found = self._pretrained(name, init)
+                if isinstance(found, TrainSpec):
+                    needed.append(found)
+                    weights.append(Weights(init.into, init.take or "backbone", key=found.key))
+                elif found is not None:
+                    weights.append(Weights(init.into, init.take, path=str(found), backbone=name))
+        return tuple(weights), needed
+
+    def _pretrained(self, backbone: str, init: InitFrom) -> TrainSpec | Path | None:
+        """The pre-training artifact or weights file of a backbone; None when starting from scratch."""
+        how = self.protocol.initialisation
+        kind = self.videos.card.pretraining
+        if how == "scratch" or (kind is None and how == "auto"):
+            return None
+        if kind == "stills":
+            return self._stills(backbone)
+        names = IMAGENET_FILES.get(backbone)
+        if names is None:
+            if how == "auto":
+                return None
+            raise UsageError(f"there are no pre-trained weights for {backbone!r}; use --set protocol.initialisation=scratch")
+        for name in names if self.weights_dir is not None else ():
+            path = self.weights_dir / name
+            if path.exists():
+                return path
+        raise UsageError(
+            f"{backbone} starts from ImageNet weights ({' or '.join(names)}), which are not in "
+            f"{self.weights_dir or 'any --weights-dir'}; nothing is downloaded: put that file there and pass "
+            "--weights-dir, or --set protocol.initialisation=scratch"
+        )
+
+    def _stills(self, backbone: str) -> TrainSpec:
+        card = self.videos.card
+        _, side = STILLS[self.size]
+        return TrainSpec(
+            method=PRETRAINING,
+            method_version=card.version,
+            settings=plain(
+                {"num_classes": _stills_classes(card), "resolution": side, "mean": list(card.mean), "std": list(card.std),
+                 "backbone": backbone}
+            ),
+            stage=plain(pretraining_stage(backbone, self.size)),
+            weights=(),
+            data=replace(self.data, limit=None),
+            fingerprint=f"stills:{card.name}:{card.version}:{self.size}",
+            seed=0,
+            training=training_part(replace(Protocol(), threads=self.protocol.threads)),
+            initialisation="scratch",
+            own=False,
+        )
+
+    def _source(self, stage: Stage, own: Mapping[str, TrainSpec], needed: Sequence[TrainSpec]) -> str:
+        earlier = [own[i.source[6:]].initialisation for i in stage.init if i.source.startswith("stage:") and i.source[6:] in own]
+        if any(s.method == PRETRAINING for s in needed) or "stills" in earlier:
+            return "stills"
+        if any(i.source.startswith("pretrained:") for i in stage.init) and self.protocol.initialisation != "scratch":
+            return "imagenet" if self.videos.card.pretraining == "imagenet" and self.weights_dir else "scratch"
+        return earlier[0] if earlier else "scratch"
+
+    def _recognizer(self, method: str, settings: Mapping[str, Any]) -> EfficientRecognizer:
+        name = f"{method}{sorted(settings.items())}"
+        if name not in self._built:
+            self._built[name] = build_recognizer(method, settings)
+        return self._built[name]
+
+
+def check_overrides(overrides: Overrides, methods: Sequence[str]) -> None:
+    """Raise UsageError for a `--set` that no chosen method knows."""
+    known = {m: constructor_settings(recognizer_class(m)) for m in methods}
+    for key in overrides.settings:
+        owner, _, name = key.rpartition(".")
+        if owner and owner not in known:
+            raise unknown("method in --set", owner, known)
+        if not any(name in names for m, names in known.items() if owner in ("", m)):
+            raise unknown("setting", key, sorted({n for names in known.values() for n in names}))
+
+
+def _stills_classes(card: Any) -> int:
+    from harness.data.glyphs import STILLS_CLASSES
+
+    return STILLS_CLASSES

@@ -1,0 +1,330 @@
+"""Doing planned work: dependencies, side by side, killable at any moment, never twice. No torch.
+
+Each unit runs as a process of `harness.jobs`. Finished units are found by their key and not repeated;
+failed ones leave a record with the reason and are tried again by the next run. SIGTERM and SIGINT let
+every job save its epoch and leave; a second one ends them at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import artifacts, sources
+from harness.errors import BenchError
+from harness.jobs import STOPPED
+from harness.records import read_record, write_json
+from harness.work import EvalSpec, LatencySpec, TrainSpec, to_plain
+
+Spec = TrainSpec | EvalSpec | LatencySpec
+Notify = Callable[["Task"], None]
+
+
+@dataclass
+class Task:
+    """One unit of work and where it stands."""
+
+    spec: Spec
+    needs: tuple[str, ...]
+    status: str = "waiting"
+    """waiting, running, done, cached, stale (kept), failed, blocked, stopped."""
+    reason: str = ""
+    stale: tuple[str, ...] = ()
+    """Modules that have changed since a result was made."""
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    started: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def key(self) -> str:
+        return self.spec.key
+
+    @property
+    def finished(self) -> bool:
+        return self.status in ("done", "cached", "stale")
+
+    @property
+    def over(self) -> bool:
+        return self.finished or self.status in ("failed", "blocked", "stopped")
+
+
+@dataclass
+class _Process:
+    task: Task
+    popen: subprocess.Popen[bytes]
+    pipe: int
+    log: Path
+    asked: float | None = None
+    rest: bytes = b""
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Progress that came in since the last call."""
+        while True:
+            try:
+                data = os.read(self.pipe, 65536)
+            except BlockingIOError:
+                break
+            if not data:
+                break
+            *whole, self.rest = (self.rest + data).split(b"\n")
+            yield from (json.loads(line) for line in whole if line)
+
+
+class Scheduler:
+    """Runs tasks below one work directory.
+
+    Args:
+        work_dir: Root of the results; locked while running.
+        device: `cpu` or `cuda`, for training and evaluation.
+        jobs: Processes side by side (latency always runs alone).
+        command: The command line, for the records.
+        notify: Called whenever a task's status or progress changes.
+        timeout: Seconds after which a job is ended and counted as failed.
+        keep_stale: Keep results whose sources have changed since.
+        force: Keys to do again even if finished.
+    """
+
+    def __init__(
+        self,
+        work_dir: Path,
+        *,
+        device: str,
+        jobs: int,
+        command: str,
+        notify: Notify = lambda _: None,
+        timeout: float | None = None,
+        keep_stale: bool = False,
+    ) -> None:
+        self.work_dir, self.device, self.jobs, self.command = work_dir, device, jobs, command
+        self.notify, self.timeout, self.keep_stale = notify, timeout, keep_stale
+        self.tasks: dict[str, Task] = {}
+        self.running: list[_Process] = []
+        self.stopping = 0
+
+    def add(self, specs: Sequence[Spec]) -> None:
+        """Add work; a key that is there already is shared."""
+        for spec in specs:
+            if spec.key not in self.tasks:
+                self.tasks[spec.key] = Task(spec, _needs(spec))
+
+    def look(self, *, force: bool = False) -> None:
+        """Find what is finished already; with `force`, forget it."""
+        for task in self.tasks.values():
+            if task.status != "waiting":
+                continue
+            recorded = None if force else _finished_sources(self.work_dir, task.spec)
+            if recorded is None:
+                continue
+            task.stale = tuple(sources.changed(recorded))
+            if not task.stale:
+                task.status = "cached"
+            elif self.keep_stale:
+                task.status = "stale"
+            if task.finished:
+                self.notify(task)
+        if force:
+            return
+        for task in self._ordered():
+            if task.status == "cached" and any(not self.tasks[n].finished for n in task.needs if n in self.tasks):
+                task.status, task.stale = "waiting", ("its inputs",)
+                self.notify(task)
+
+    def run(self) -> None:
+        """Work until nothing can be done any more, or until asked to stop."""
+        with self._signals():
+            try:
+                while True:
+                    self._block()
+                    if not self.stopping:
+                        self._start()
+                    if not self.running:
+                        break
+                    self._poll()
+                    time.sleep(0.05)
+            finally:
+                for process in self.running:
+                    process.popen.kill()
+                    process.popen.wait()
+
+    def _ordered(self) -> list[Task]:
+        """Tasks after their needs; among the ready ones, those with the longest chain behind them first."""
+        depth: dict[str, int] = {}
+        for task in reversed(self.tasks.values()):
+            depth.setdefault(task.key, 0)
+            for need in task.needs:
+                depth[need] = max(depth.get(need, 0), depth[task.key] + 1)
+        return sorted(self.tasks.values(), key=lambda t: -depth[t.key])
+
+    def _block(self) -> None:
+        for task in self.tasks.values():
+            if task.status != "waiting":
+                continue
+            bad = [n for n in task.needs if n in self.tasks and self.tasks[n].status in ("failed", "blocked", "stopped")]
+            if bad:
+                origin = self.tasks[bad[0]]
+                task.status = "blocked" if origin.status != "stopped" else "stopped"
+                task.reason = origin.reason if origin.status == "blocked" else f"{origin.spec.label()}: {origin.reason}"
+                self.notify(task)
+
+    def _start(self) -> None:
+        timing = any(isinstance(p.task.spec, LatencySpec) for p in self.running)
+        ready = [
+            t
+            for t in self._ordered()
+            if t.status == "waiting" and all(self.tasks[n].finished for n in t.needs if n in self.tasks)
+        ]
+        work = [t for t in ready if not isinstance(t.spec, LatencySpec)]
+        for task in work[: 0 if timing else self.jobs - len(self.running)]:
+            self._launch(task)
+        if not self.running and not work and ready:
+            self._launch(ready[0])
+
+    def _launch(self, task: Task) -> None:
+        if isinstance(task.spec, TrainSpec) and task.stale:
+            artifacts.discard(self.work_dir, task.key)
+        log = self.work_dir / "logs" / f"{task.key}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        read_end, write_end = os.pipe()
+        threads = str(_threads(task.spec))
+        environment = {
+            **os.environ,
+            "BENCH_PARENT": str(os.getpid()),
+            "BENCH_PROGRESS": str(write_end),
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "PYTHONUNBUFFERED": "1",
+        }
+        if self.device == "cpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        with log.open("wb") as output:
+            popen = subprocess.Popen(
+                [sys.executable, "-m", "harness.jobs", str(self.work_dir)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=(write_end,),
+                start_new_session=True,
+            )
+        os.close(write_end)
+        request = {"spec": to_plain(task.spec), "device": self.device, "command": self.command}
+        assert popen.stdin is not None
+        try:
+            popen.stdin.write(json.dumps(request).encode())
+            popen.stdin.close()
+        except BrokenPipeError:
+            pass  # the job ended already; its exit status says why
+        os.set_blocking(read_end, False)
+        task.status, task.started = "running", time.monotonic()
+        self.running.append(_Process(task, popen, read_end, log))
+        self.notify(task)
+
+    def _poll(self) -> None:
+        for process in list(self.running):
+            task = process.task
+            for line in process.lines():
+                task.progress = {**task.progress, **line}
+                self.notify(task)
+            code = process.popen.poll()
+            if code is None:
+                self._ask_to_leave(process)
+                continue
+            self.running.remove(process)
+            os.close(process.pipe)
+            task.seconds = time.monotonic() - task.started
+            self._settle(task, code, process)
+            self.notify(task)
+
+    def _ask_to_leave(self, process: _Process) -> None:
+        now = time.monotonic()
+        if self.timeout is not None and now - process.task.started > self.timeout:
+            process.popen.kill()
+            process.task.progress = {"error": f"took longer than --timeout {self.timeout:g} s"}
+        if self.stopping >= 2:
+            process.popen.kill()
+        elif self.stopping and process.asked is None:
+            process.asked = now
+            process.popen.send_signal(signal.SIGTERM)
+
+    def _settle(self, task: Task, code: int, process: _Process) -> None:
+        failure = self.work_dir / "records" / "failed" / f"{task.key}.json"
+        if code == 0 and _finished_sources(self.work_dir, task.spec) is not None:
+            task.status = "done"
+            failure.unlink(missing_ok=True)
+            process.log.unlink(missing_ok=True)
+        elif code == STOPPED or self.stopping:
+            task.status, task.reason = "stopped", "stopped on request; run the same command again to go on"
+        else:
+            how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+            task.status, task.reason = "failed", str(task.progress.get("error", f"the job ended with {how}; see {process.log}"))
+            write_json(failure, {"key": task.key, "what": task.spec.label(), "reason": task.reason, "log": str(process.log)})
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def on_signal(number: int, _: object) -> None:
+            self.stopping += 1
+
+        before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def locked(work_dir: Path) -> Iterator[None]:
+    """Hold the work directory; a second run on it is told so. The lock goes with the process."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with (work_dir / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BenchError(
+                f"another run ({file.read().strip() or 'unknown process'}) is working in {work_dir}; wait for it or use another --work-dir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        yield
+
+
+def _needs(spec: Spec) -> tuple[str, ...]:
+    if isinstance(spec, TrainSpec):
+        return tuple(w.key for w in spec.weights if w.key)
+    if isinstance(spec, EvalSpec):
+        return () if spec.checkpoint else spec.chain
+    return (spec.evaluation,)
+
+
+def _threads(spec: Spec) -> int:
+    if isinstance(spec, LatencySpec):
+        return spec.threads
+    settings = spec.training if isinstance(spec, TrainSpec) else spec.protocol
+    return int(settings["threads"])
+
+
+def _finished_sources(work_dir: Path, spec: Spec) -> Mapping[str, str] | None:
+    """The sources a finished result was made with; None where it is not finished."""
+    if isinstance(spec, TrainSpec):
+        description = artifacts.read(work_dir, spec.key)
+        return None if description is None else description["sources"]
+    record = read_record(record_folder(work_dir, spec))
+    return None if record is None else record.result["sources"]
+
+
+def record_folder(work_dir: Path, spec: EvalSpec | LatencySpec) -> Path:
+    """Where the record of `spec` lies."""
+    kind = "evaluation" if isinstance(spec, EvalSpec) else "latency"
+    return work_dir / "records" / kind / spec.key
