@@ -15,6 +15,7 @@ for each, which fails without the workaround or says that upstream no longer nee
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import os
 import random
@@ -30,7 +31,7 @@ from typing import Any
 import mmengine.device.utils as device_utils
 import numpy as np
 import torch
-from mmengine.dist import all_reduce_params, get_dist_info, is_main_process
+from mmengine.dist import all_reduce_params, barrier, get_dist_info, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import is_model_wrapper
@@ -38,6 +39,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from harness.errors import BenchError, UsageError
 
@@ -101,16 +103,16 @@ class AtomicCheckpointHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Remove what a kill left behind and point `last_checkpoint` at the newest whole file."""
-        if not is_main_process():
-            return
-        folder = Path(runner.work_dir)
-        for part in folder.glob(".epoch_*.part"):
-            part.unlink(missing_ok=True)
-        newest = latest_checkpoint(folder)
-        if newest is None:
-            (folder / "last_checkpoint").unlink(missing_ok=True)
-        else:
-            self._point_at(newest)
+        if is_main_process():
+            folder = Path(runner.work_dir)
+            for part in folder.glob(".epoch_*.part"):
+                part.unlink(missing_ok=True)
+            newest = latest_checkpoint(folder)
+            if newest is None:
+                (folder / "last_checkpoint").unlink(missing_ok=True)
+            else:
+                self._point_at(newest)
+        barrier()
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Synchronise buffers, and save if it is time."""
@@ -359,11 +361,10 @@ def runner_launch(device: str) -> dict[str, Any]:
     on_cpu = torch.device(device).type == "cpu"
     if on_cpu and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
-    wrapper: dict[str, Any] = {
-        "type": "MMDistributedDataParallel",
-        "broadcast_buffers": False,
-        "find_unused_parameters": True,
-    }
+    # torch renamed the switch; buffers are averaged at epoch ends instead (AtomicCheckpointHook)
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    wrapper: dict[str, Any] = {"type": "MMDistributedDataParallel", switch: False}
     if on_cpu:
         wrapper["device_ids"] = None
     return {
