@@ -14,6 +14,7 @@ from harness.layers.backbones import build_backbone
 from harness.layers.init import normal_linear, tsn_groups
 from harness.recognizer import Clips, EfficientRecognizer
 from harness.trace import Trace
+
 from mmaction.registry import MODELS
 
 CARD = {
@@ -63,15 +64,23 @@ class TSM(EfficientRecognizer):
         if size == "tiny":
             return [
                 Stage(
-                    "train", 8, 32, 4e-3, "AdamW", weight_decay=0.02, schedule="onecycle", clip_grad=5.0, init=start
+                    "train",
+                    epochs=8,
+                    batch_size=32,
+                    lr=4e-3,
+                    optimizer="AdamW",
+                    weight_decay=0.02,
+                    schedule="onecycle",
+                    clip_grad=5.0,
+                    init=start,
                 )
             ]
         return [
             Stage(
                 "train",
-                50,
-                64,
-                0.01,
+                epochs=50,
+                batch_size=64,
+                lr=0.01,
                 weight_decay=5e-4,
                 schedule="step",
                 milestones=(20, 40),

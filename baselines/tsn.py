@@ -15,6 +15,7 @@ from harness.layers.init import normal_linear, tsn_groups
 from harness.layers.resize import resize
 from harness.recognizer import Clips, EfficientRecognizer
 from harness.trace import Trace
+
 from mmaction.registry import MODELS
 
 CARD = {
@@ -80,15 +81,23 @@ class TSN(EfficientRecognizer):
         if size == "tiny":
             return [
                 Stage(
-                    "train", 8, 32, 4e-3, "AdamW", weight_decay=0.02, schedule="onecycle", clip_grad=5.0, init=start
+                    "train",
+                    epochs=8,
+                    batch_size=32,
+                    lr=4e-3,
+                    optimizer="AdamW",
+                    weight_decay=0.02,
+                    schedule="onecycle",
+                    clip_grad=5.0,
+                    init=start,
                 )
             ]
         return [
             Stage(
                 "train",
-                120,
-                48,
-                1e-3,
+                epochs=120,
+                batch_size=48,
+                lr=1e-3,
                 weight_decay=1e-4,
                 schedule="step",
                 milestones=(100,),

@@ -1,0 +1,400 @@
+"""AR-Net: a small recurrent policy picks a resolution (with its own network) for each frame, or skips frames.
+
+Its decisions are executed here: a skipped frame is not computed, not even by the policy, and any other
+frame goes through the one network that was chosen for it. The authors' code computes everything and
+subtracts on paper (their issue 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, Stage
+from harness.cost.counter import MacMeter
+from harness.errors import UsageError
+from harness.layers.backbones import build_backbone
+from harness.layers.gumbel import decide, straight_through_gumbel
+from harness.layers.init import normal_linear, tsn_groups
+from harness.layers.resize import resize
+from harness.recognizer import Clips, EfficientRecognizer
+from harness.trace import Trace
+
+from mmaction.registry import MODELS
+
+CARD = {
+    "name": "ar-net",
+    "class": "ARNet",
+    "title": "AR-Net",
+    "paper": "AR-Net: Adaptive Frame Resolution for Efficient Action Recognition (ECCV 2020)",
+    "year": 2020,
+    "adapts": ["resolution", "time"],
+    "fidelity": "A",
+    "source": "baselines.md 2; github.com/mengyuest/AR-Net",
+    "summary": "per frame: one of three resolutions, the policy's own features, or a skip of 1, 2 or 4 frames",
+    "knobs": {"frames": "test", "cost_weight": "train"},
+    "version": 1,
+}
+
+SKIPS = (1, 2, 4)
+"""Frames dropped by each skip action, the current one included."""
+TAU = 5.0
+"""Gumbel temperature at the first epoch."""
+TAU_DECAY = 2.25
+"""ln of the fall of the temperature over a stage: the paper's 0.045 per epoch times 50 epochs."""
+DEAREST = 4.11
+"""Cost of the dearest path in the loss: GFLOPs of ResNet-50 at 224 px, which the paper's weights suit."""
+
+
+class _State(NamedTuple):
+    """Recurrent state of the policy and where each video's skip window stands."""
+
+    hidden: Tensor
+    """(B, H)."""
+    cell: Tensor
+    """(B, H)."""
+    waiting: Tensor
+    """Frames still to be skipped (B,), int64."""
+
+
+@MODELS.register_module()
+class ARNet(EfficientRecognizer):
+    """Policy (small network, LSTM, heads) beside one network per resolution.
+
+    The K = P + 1 + 3 actions per frame: path 0..P-1 (dearest first), the policy's own recurrent
+    features, skip 1, 2 or 4 frames. The video's logits are the mean over its frames that are not skipped
+    (zeros where all are).
+
+    One departure from the authors' code: inside a skip window they restore the LSTM's hidden but not its
+    cell state, so the cell goes on reading skipped frames, which then cannot be left out. Here both
+    states rest, in training and evaluation.
+
+    Args:
+        num_classes: C.
+        backbones: Names of the paths' networks, dearest first.
+        shares: Side of each path's input as a share of `resolution`.
+        policy: Name of the policy's network.
+        policy_share: Side of its input as a share of `resolution`.
+        hidden: Width of the LSTM.
+        frames: T in training and at the default point.
+        resize: How frames are made smaller; the authors take the nearest pixel of the normalised frame.
+        dropout: Probability before each classifier.
+        accuracy_weight, cost_weight, uniform_weight: Weights of the loss terms: cross entropy; usage x
+            cost; and, within the cost term, the L2 distance of the action usage from uniform.
+        test_frames: Numbers of frames of the `frames` knob.
+        kwargs: resolution, mean, std, data_preprocessor (EfficientRecognizer).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbones: Sequence[str] = ("resnet50", "resnet34", "resnet18"),
+        shares: Sequence[float] = (1.0, 0.75, 0.5),
+        policy: str = "mobilenet_v2",
+        policy_share: float = 0.375,
+        hidden: int = 512,
+        frames: int = 16,
+        resize: str = "nearest",
+        dropout: float = 0.5,
+        accuracy_weight: float = 0.9,
+        cost_weight: float = 0.1,
+        uniform_weight: float = 3.0,
+        test_frames: Sequence[int] = (4, 8, 16, 25, 32),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, **kwargs)
+        if len(backbones) != len(shares):
+            raise UsageError(f"ar-net: {len(backbones)} backbones but {len(shares)} shares")
+        self.backbone_names = tuple(backbones)
+        self.shares = tuple(shares)
+        self.sides = tuple(round(self.resolution * share) for share in shares)
+        self.policy_side = round(self.resolution * policy_share)
+        self.policy_name = policy
+        self.frames = frames
+        self.resize = resize
+        self.accuracy_weight, self.cost_weight, self.uniform_weight = accuracy_weight, cost_weight, uniform_weight
+        self.dropout_probability = dropout
+        self.test_frames = tuple(test_frames)
+        self.actions = len(self.sides) + 1 + len(SKIPS)
+        self.own = len(self.sides)
+        """Index of the action that uses the policy's features; skips come after it."""
+        lengths = torch.zeros(self.actions, dtype=torch.int64)
+        lengths[-len(SKIPS) :] = torch.tensor(SKIPS)
+        self.register_buffer("skip_lengths", lengths, persistent=False)
+        self.policy = _Policy(policy, hidden, self.actions, num_classes, dropout)
+        self.paths = nn.ModuleList(_Path(name, num_classes, dropout) for name in backbones)
+
+    @classmethod
+    def settings_for(cls, size: str, resolution: int) -> dict[str, Any]:
+        if size == "tiny":
+            return {
+                "backbones": ["restiny", "restiny", "restiny"],
+                "policy": "mbtiny",
+                "policy_share": 0.25,
+                "hidden": 64,
+                "frames": 8,
+                "resize": "area",
+                "dropout": 0.2,
+                "test_frames": [2, 4, 8, 16],
+            }
+        return {}
+
+    # -- training --------------------------------------------------------------------------------
+
+    def recipe(self, size: str) -> Sequence[Stage]:
+        """The paper's order: each network alone as TSN, then all together, then with the policy frozen."""
+        start = (
+            *(self._path_init(index) for index in range(len(self.paths))),
+            InitFrom(f"pretrained:{self.policy_name}", into="policy.backbone"),
+        )
+        return self._tiny(start) if size == "tiny" else self._paper(start)
+
+    def _path_init(self, index: int) -> InitFrom:
+        settings: dict[str, Any] = {
+            "backbone": self.backbone_names[index],
+            "frames": self.frames,
+            "dropout": self.dropout_probability,
+        }
+        if self.shares[index] != 1:
+            settings |= {"share": self.shares[index], "resize": self.resize}
+        return InitFrom("method:tsn", into=f"paths.{index}", settings=settings)
+
+    def _tiny(self, start: tuple[InitFrom, ...]) -> list[Stage]:
+        common: dict[str, Any] = {"optimizer": "AdamW", "weight_decay": 0.02, "schedule": "onecycle", "clip_grad": 5.0}
+        return [
+            Stage(
+                "joint",
+                epochs=8,
+                batch_size=32,
+                lr=4e-3,
+                **common,
+                trained=("policy",),
+                init=start,
+                departures=(
+                    "AdamW and a one-cycle schedule in place of SGD",
+                    "the joint stage trains the policy only; the paths stay as TSN trained them",
+                ),
+            ),
+            Stage(
+                "finetune",
+                epochs=2,
+                batch_size=32,
+                lr=5e-4,
+                **common,
+                trained=("paths",),
+                init=(InitFrom("stage:joint"),),
+                settings={"tau": 0.6309},
+                departures=("AdamW and a one-cycle schedule in place of SGD",),
+            ),
+        ]
+
+    def _paper(self, start: tuple[InitFrom, ...]) -> list[Stage]:
+        common: dict[str, Any] = {"weight_decay": 1e-4, "schedule": "constant", "clip_grad": 20.0}
+        common["groups"] = tsn_groups(self)
+        return [
+            Stage(
+                "joint",
+                epochs=50,
+                batch_size=48,
+                lr=1e-3,
+                **common,
+                init=start,
+                departures=("the paths start from the TSN baseline's recipe, not from 10 epochs at rate 0.02",),
+            ),
+            Stage(
+                "finetune",
+                epochs=50,
+                batch_size=48,
+                lr=5e-4,
+                **common,
+                trained=("paths",),
+                init=(InitFrom("stage:joint"),),
+                settings={"tau": 0.6309},
+            ),
+        ]
+
+    def clip_requests(self, point: Mapping[str, Any] = EMPTY, *, stage: Stage | None = None) -> tuple[ClipRequest, ...]:
+        return (ClipRequest(point.get("frames", self.frames)),)
+
+    def operating_points(self, budgets: Sequence[float] = ()) -> Sequence[OperatingPoint]:
+        others = [n for n in self.test_frames if n != self.frames]
+        return [
+            OperatingPoint("full", knob="frames", value=self.frames),
+            *(OperatingPoint(f"frames={n}", {"frames": n}, knob="frames", value=n) for n in others),
+        ]
+
+    @property
+    def tau(self) -> float:
+        """Gumbel temperature of this epoch; a stage may set where it starts."""
+        start = self.stage.settings.get("tau", TAU) if self.stage is not None else TAU
+        return start * math.exp(-TAU_DECAY * self.progress)
+
+    def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
+        """Cross entropy, expected cost and distance of the action usage from uniform (baselines.md 2.3).
+
+        All networks run on all frames, as in the paper: the gradient of a decision needs them.
+        """
+        clip = self.as_clips(inputs)["frames"]
+        frames = self.normalise(clip.flatten(0, 1))
+        decisions_BTK, own_BTC = self._soft_decisions(frames, *clip.shape[:2])
+        logits = [path(resize(frames, side, self.resize)) for path, side in zip(self.paths, self.sides, strict=True)]
+        logits_BTKC = torch.stack([*(x.unflatten(0, clip.shape[:2]) for x in logits), own_BTC], 2)
+        used_BTK = decisions_BTK[..., : self.own + 1]
+        video = (used_BTK.unsqueeze(-1) * logits_BTKC).sum((1, 2)) / used_BTK.sum((1, 2)).clamp_min(1).unsqueeze(-1)
+        usage = decisions_BTK.mean((0, 1))
+        losses = {"loss_cls": self.accuracy_weight * cross_entropy(video, self.labels(data_samples))}
+        if any(p.requires_grad for p in self.policy.parameters()):
+            uniform = torch.linalg.vector_norm(usage - usage.mean())
+            losses["loss_cost"] = self.cost_weight * (usage * usage.new_tensor(self._prices)).sum()
+            losses["loss_uniform"] = self.cost_weight * self.uniform_weight * uniform
+        skipped = usage[self.own + 1 :].sum()
+        return losses | {"skipped": skipped.detach(), "dearest": usage[0].detach()}
+
+    def _soft_decisions(self, frames: Tensor, videos: int, length: int) -> tuple[Tensor, Tensor]:
+        """Straight-through decisions (B, T, K) and the policy's own logits (B, T, C), with skip windows."""
+        small = self.policy.backbone(resize(frames, self.policy_side, self.resize))
+        features = self.policy.dropout(small).unflatten(0, (videos, length))
+        state = self._start(features[:, 0])
+        decision = features.new_zeros(videos, self.actions)
+        decisions, own = [], []
+        for step in range(length):
+            hidden, cell = self.policy.lstm(features[:, step], (state.hidden, state.cell))
+            fresh = straight_through_gumbel(self.policy.log_probabilities(hidden), self.tau)
+            resting = (state.waiting > 0).unsqueeze(1)
+            decision = torch.where(resting, decision, fresh)
+            hidden = torch.where(resting, state.hidden, hidden)
+            cell = torch.where(resting, state.cell, cell)
+            state = _State(hidden, cell, self._advance(state.waiting, decision.argmax(1)))
+            decisions.append(decision)
+            own.append(self.policy.fc(hidden))
+        return torch.stack(decisions, 1), torch.stack(own, 1)
+
+    @cached_property
+    def _prices(self) -> list[float]:
+        """Cost of each action in the loss: the paths' MACs, scaled so that the dearest costs `DEAREST`."""
+        macs = []
+        for name, side in zip(self.backbone_names, self.sides, strict=True):
+            with torch.device("meta"), torch.no_grad(), MacMeter() as meter:
+                build_backbone(name).eval()(torch.empty(1, 3, side, side))
+            macs.append(meter.total)
+        return [DEAREST * m / max(macs) for m in macs] + [0.0] * (self.actions - len(macs))
+
+    # -- evaluation ------------------------------------------------------------------------------
+
+    def infer(
+        self,
+        clips: Clips,
+        point: Mapping[str, Any] = EMPTY,
+        *,
+        trace: Trace,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Decide frame by frame, then run each path once on all frames that chose it.
+
+        With `generator` the decisions are sampled, as in the authors' test script; else the likeliest
+        action is taken.
+        """
+        clip = clips["frames"]
+        total = torch.zeros(len(clip), self.num_classes, device=clip.device)
+        chosen_BT = self._decisions(clip, total, trace, generator)
+        for path in range(len(self.paths)):
+            videos, steps = np.nonzero(chosen_BT == path)
+            if len(videos):
+                rows = torch.from_numpy(videos).to(clip.device)
+                logits = self._run_path(path, clip[rows, torch.from_numpy(steps).to(clip.device)], videos, trace)
+                total.index_add_(0, rows, logits.to(total.dtype))
+        trace.frames_used = ((chosen_BT >= 0) & (chosen_BT <= self.own)).sum(1)
+        used = torch.from_numpy(trace.frames_used).to(total.device)
+        return total / used.clamp_min(1).unsqueeze(1)
+
+    def _decisions(self, clip: Tensor, total: Tensor, trace: Trace, generator: torch.Generator | None) -> np.ndarray:
+        """Action of each video and frame (B, T), -1 inside a skip window; adds the policy's own logits to `total`."""
+        chosen_BT = np.full(tuple(clip.shape[:2]), -1, dtype=np.int64)
+        waiting = np.zeros(len(clip), dtype=np.int64)
+        lengths = self.skip_lengths.cpu().numpy()
+        state = self._start(total)
+        for step in range(clip.shape[1]):
+            active = np.flatnonzero(waiting == 0)
+            waiting = np.maximum(waiting - 1, 0)
+            if not len(active):
+                continue
+            rows = torch.from_numpy(active).to(clip.device)
+            hidden, cell, logits = self._look(clip[rows, step], state, rows, active, trace)
+            actions = self._act(logits, rows, len(clip), generator)
+            state.hidden[rows], state.cell[rows] = hidden.to(total.dtype), cell.to(total.dtype)
+            chosen_BT[active, step] = actions
+            waiting[active] = np.maximum(lengths[actions] - 1, 0)
+            trace.note_decision("action", active.tolist(), step, actions.tolist(), clip.shape[1])
+            own = np.flatnonzero(actions == self.own)
+            if len(own):
+                picked = torch.from_numpy(own).to(clip.device)
+                with trace.event("own-classifier", shape=hidden.shape[1:], videos=active[own]):
+                    total.index_add_(0, rows[picked], self.policy.fc(hidden[picked]).to(total.dtype))
+        return chosen_BT
+
+    def _look(
+        self, frames: Tensor, state: _State, rows: Tensor, videos: np.ndarray, trace: Trace
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of the policy for some videos: new hidden and cell state and the actions' log-probabilities."""
+        side = self.policy_side
+        with trace.event("policy", variant=self.policy_name, shape=(3, side, side), videos=videos):
+            features = self.policy.backbone(resize(self.normalise(frames), side, self.resize))
+            hidden, cell = self.policy.lstm(features, (state.hidden[rows], state.cell[rows]))
+            return hidden, cell, self.policy.log_probabilities(hidden)
+
+    def _act(self, logits: Tensor, rows: Tensor, videos: int, generator: torch.Generator | None) -> np.ndarray:
+        """Actions of the `rows`; noise is drawn for all `videos`, so a video's does not depend on the others'."""
+        spread = logits.new_zeros(videos, self.actions).index_copy(0, rows, logits)
+        return decide(spread, generator)[rows].cpu().numpy()
+
+    def _run_path(self, path: int, frames: Tensor, videos: np.ndarray, trace: Trace) -> Tensor:
+        side = self.sides[path]
+        with trace.event("path", variant=f"{self.backbone_names[path]}@{side}", shape=(3, side, side), videos=videos):
+            return self.paths[path](resize(self.normalise(frames), side, self.resize))
+
+    def _start(self, like: Tensor) -> _State:
+        zeros = like.new_zeros(len(like), self.policy.lstm.hidden_size)
+        return _State(zeros, zeros, torch.zeros(len(like), dtype=torch.int64, device=like.device))
+
+    def _advance(self, waiting: Tensor, action: Tensor) -> Tensor:
+        """Frames still to be skipped after this one (B,): a skip starts a window only where none runs."""
+        started = (self.skip_lengths[action] - 1).clamp_min(0)
+        return torch.where(waiting > 0, waiting - 1, started)
+
+
+class _Policy(nn.Module):
+    """Small network, LSTM over the frames, and its two heads: the action and the class."""
+
+    def __init__(self, name: str, hidden: int, actions: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.backbone = build_backbone(name)
+        self.dropout = nn.Dropout(dropout)
+        self.lstm = nn.LSTMCell(self.backbone.dim, hidden)
+        self.action = normal_linear(hidden, actions)
+        self.fc = normal_linear(hidden, num_classes)
+
+    def log_probabilities(self, hidden: Tensor) -> Tensor:
+        """Log-probability of each action (B, K), never below log 1e-8 as in the authors' code."""
+        return self.action(hidden).softmax(-1).clamp_min(1e-8).log()
+
+
+class _Path(nn.Module):
+    """A network with its classifier; names as in TSN, whose weights it takes."""
+
+    def __init__(self, name: str, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.backbone = build_backbone(name)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = normal_linear(self.backbone.dim, num_classes)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Logits (N, C) of normalised frames (N, 3, H, W)."""
+        return self.fc(self.dropout(self.backbone(frames)))
