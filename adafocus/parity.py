@@ -1,0 +1,93 @@
+"""Replaying the authors' recorded pairs (harness.parity) with this project's AdaFocus V2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adafocus.official import convert
+from harness.parity import ParityCase
+from harness.trace import Trace
+
+if TYPE_CHECKING:
+    from adafocus.v2 import AdaFocusV2
+
+_METHOD = "AdaFocus V2"
+
+_MODULES = {
+    "global_CNN": "glance",
+    "global_CNN_fc": "glance_head",
+    "local_CNN": "focus",
+    "local_CNN_fc": "focus_head",
+    "policy_stn": "policy",
+    "classifier": "classifier",
+}
+"""The authors' module names and ours."""
+
+
+def v2_outputs(cls: type[AdaFocusV2], case: ParityCase) -> dict[str, np.ndarray] | None:
+    """What our V2 computes for `case`, by the pair's names; None if the pair is of another method."""
+    if case.spec["method"] != _METHOD:
+        return None
+    model = _load(cls, case)
+    clip = torch.from_numpy(case.clip(model.frames, model.resolution))
+    return _training_step(model, clip, case) if case.training else _evaluation(model, clip)
+
+
+def _load(cls: type[AdaFocusV2], case: ParityCase) -> AdaFocusV2:
+    tensors = {f"module.{name}": torch.from_numpy(value) for name, value in case.checkpoint().items()}
+    converted = convert(tensors, patch_size=case.spec["patch_size"])
+    model = cls(**converted.settings, data_preprocessor={"type": "BaseDataPreprocessor"})
+    model.load_state_dict(converted.state)
+    return model.eval()
+
+
+def _evaluation(model: AdaFocusV2, clip_BT3HW: Tensor) -> dict[str, np.ndarray]:
+    seen: dict[str, Tensor] = {}
+    handles = [
+        part.register_forward_hook(lambda _m, _a, out, name=name: seen.update({name: out}))
+        for name, part in (("global", model.glance_head), ("local", model.focus_head), ("policy", model.policy))
+    ]
+    clips = {"frames": torch.empty_like(clip_BT3HW)}
+    clips["frames"][:, model.order] = clip_BT3HW  # the pair's frames are in processing order already
+    batch = len(clip_BT3HW)
+    with torch.inference_mode():
+        steps = model.infer_exits(clips, trace=Trace(batch))
+        logits = model.infer(clips, trace=Trace(batch, training_parts=True))
+    for handle in handles:
+        handle.remove()
+    outputs = {
+        "step_logits": steps,
+        "logits": logits,
+        "global_logits": seen["global"].unflatten(0, (batch, -1)),
+        "local_logits": seen["local"].unflatten(0, (batch, -1)),
+        "actions": seen["policy"][0],
+    }
+    return {name: value.numpy() for name, value in outputs.items()}
+
+
+def _training_step(model: AdaFocusV2, clip_BT3HW: Tensor, case: ParityCase) -> dict[str, np.ndarray]:
+    model.double().train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    given = torch.from_numpy(case.arrays["random_actions"]).double()
+    losses = model.losses(clip_BT3HW.double(), torch.from_numpy(case.arrays["labels"]), given)
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    outputs = {
+        "total": total,
+        "loss_cat_learned": 2 * losses["loss_learned"],
+        "loss_cat_random": 2 * losses["loss_random"],
+        "loss_global_aux": losses["loss_glance"],
+        "loss_local_learned": 2 * losses["loss_focus_learned"],
+        "loss_local_random": 2 * losses["loss_focus_random"],
+        "grad_policy_fc_bias": model.policy.fc.bias.grad,
+    }
+    for theirs, ours in _MODULES.items():
+        gradients = [p.grad for p in model.get_submodule(ours).parameters() if p.grad is not None]
+        outputs[f"gradnorm_{theirs}"] = torch.stack([g.norm() for g in gradients]).norm()
+    return {name: value.detach().numpy() for name, value in outputs.items()}

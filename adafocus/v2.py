@@ -1,0 +1,484 @@
+"""AdaFocus V2 (CVPR 2022): a light network glances at each frame and says where a deep one looks closely.
+
+The patch is cut out by bilinear sampling, so the policy learns by back-propagation; V2+ lets easy videos
+leave before all frames are seen, and here they really do: the batch shrinks.
+
+    bench.py run --methods adafocus-v2,random-patch,centre-patch --datasets glyphs
+
+Shapes: B videos, T frames, N = B * T, D features, C classes, K exits, P the patch's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmaction.registry import MODELS
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adafocus.official import Converted, convert
+from adafocus.order import frame_order
+from adafocus.parity import v2_outputs
+from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage
+from harness.errors import UsageError, unknown
+from harness.layers.backbones import build_backbone
+from harness.layers.crop import clip_patch_gradients, crop, crop_boxes
+from harness.layers.exits import NEVER, calibrate_thresholds, should_exit
+from harness.layers.running_max import RunningMaxClassifier
+from harness.parity import ParityCase
+from harness.recognizer import Clips, EfficientRecognizer
+from harness.trace import Trace
+
+CARD = {
+    "name": "adafocus-v2",
+    "class": "AdaFocusV2",
+    "title": "AdaFocus V2",
+    "paper": "AdaFocus V2: End-to-End Training of Spatial Dynamic Networks for Video Recognition (arXiv 2112.14238)",
+    "year": 2022,
+    "adapts": ["space", "sample"],
+    "fidelity": "A",
+    "source": "https://github.com/LeapLabTHU/AdaFocusV2",
+    "summary": "A patch per frame, placed by a recurrent policy that learns through bilinear sampling; early exits",
+    "version": 1,
+    "sizes": ["tiny", "paper"],
+    "knobs": {"patch_size": "train", "exit": "test"},
+    "settings": {},
+    "variants": {
+        "random-patch": {
+            "title": "Random patch",
+            "adapts": [],
+            "fidelity": "R",
+            "summary": "AdaFocus V2's networks with patches at random places, trained so",
+            "knobs": {"patch_size": "train"},
+            "settings": {"patch_policy": "random", "exit_every": 0},
+        },
+        "centre-patch": {
+            "title": "Centre patch",
+            "adapts": [],
+            "fidelity": "R",
+            "summary": "AdaFocus V2's networks with the patch in the middle, trained so",
+            "knobs": {"patch_size": "train"},
+            "settings": {"patch_policy": "centre", "exit_every": 0},
+        },
+    },
+}
+
+POLICIES = ("learned", "random", "centre")
+
+TINY_DEPARTURES = (
+    "small networks, one classifier shared by all steps and without MLP (paper: MLP of 4096, one per step)",
+    "AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD, cosine, no clipping)",
+    "auxiliary loss of the glance network on the clip's mean logits (paper: per frame)",
+)
+LEARNED_DEPARTURES = (
+    "each patch's gradient to the policy is scaled down to the batch's median norm (paper: not clipped)",
+    "the policy starts at the frame's centre (paper: random initial weights)",
+)
+
+
+@dataclass
+class _Memory:
+    """What a video carries from step to step; rows are the videos still there."""
+
+    policy_1BH: Tensor | None = None
+    peak_BH: Tensor | None = None
+
+    def keep(self, rows: Tensor) -> _Memory:
+        policy = None if self.policy_1BH is None else self.policy_1BH[:, rows]
+        return _Memory(policy, None if self.peak_BH is None else self.peak_BH[rows])
+
+
+@MODELS.register_module()
+class AdaFocusV2(EfficientRecognizer):
+    """AdaFocus V2 and, at the points of the knob `exit`, V2+.
+
+    Args:
+        num_classes: C.
+        frames: T.
+        patch_size: P in pixels.
+        glance: Backbone that sees whole frames.
+        glance_side: Side in pixels at which it sees them; None for full resolution.
+        glance_resize: How frames get there: `bilinear` (corners aligned, as in the authors' code) or `area`.
+        focus: Backbone that sees the patches.
+        patch_policy: `learned`; `random` and `centre` are references without policy network.
+        policy_channels, policy_hidden: Width of the policy's 1x1 convolution, and of its linear layer and GRU.
+        policy_centred: Start the policy at the frame's centre instead of at random weights.
+        stop_gradient: The policy does not train the glance network through its input.
+        patch_grad_clip: Scale each patch's gradient down to the batch's median norm.
+        random_pass: Train the focus network on random patches too (the paper's diversity augmentation).
+        classifier_hidden, classifier_shared, dropout: See RunningMaxClassifier.
+        head_dropout: Dropout of the two auxiliary, training-only heads.
+        glance_loss: Auxiliary loss of the glance network per `frame` or on the `video`'s mean logits.
+        order: Order in which frames are processed, in training and test: a name or a permutation; see
+            `frame_order`.
+        exit_every: Frames between exits; larger ones cost less overhead. 0: no exits.
+        exit_score: See `exit_scores`.
+
+    Source: paper sections 3 and 4; adafocus.md 5 and 6 for what only the code says.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        frames: int = 16,
+        patch_size: int = 128,
+        glance: str = "mobilenet_v2",
+        glance_side: int | None = None,
+        glance_resize: str = "bilinear",
+        focus: str = "resnet50",
+        patch_policy: str = "learned",
+        policy_channels: int = 64,
+        policy_hidden: int = 2048,
+        policy_centred: bool = False,
+        stop_gradient: bool = True,
+        patch_grad_clip: bool = False,
+        random_pass: bool = True,
+        classifier_hidden: int = 4096,
+        classifier_shared: bool = False,
+        dropout: float = 0.2,
+        head_dropout: float = 0.2,
+        glance_loss: str = "frame",
+        order: str | Sequence[int] = "middle-first",
+        exit_every: int = 1,
+        exit_score: str = "softmax",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, **kwargs)
+        if patch_policy not in POLICIES:
+            raise unknown("patch_policy", patch_policy, POLICIES)
+        if patch_size > self.resolution:
+            raise UsageError(f"patch_size {patch_size} is larger than the frames of {self.resolution} px")
+        self.frames, self.patch_size = frames, patch_size
+        self.patch_policy, self.patch_grad_clip = patch_policy, patch_grad_clip
+        self.stop_gradient, self.random_pass = stop_gradient, random_pass
+        self.glance_side, self.glance_resize = glance_side or self.resolution, glance_resize
+        self.glance_name, self.focus_name = glance, focus
+        self.glance_loss, self.exit_score = glance_loss, exit_score
+        self.register_buffer("order", torch.tensor(frame_order(order, frames)), persistent=False)
+        self.exit_ends = [*range(exit_every, frames, exit_every), frames] if exit_every else []
+        self.exits = len(self.exit_ends)
+
+        self.glance = build_backbone(glance)
+        self.focus = build_backbone(focus)
+        self.glance_head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.glance.dim, num_classes))
+        self.focus_head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.focus.dim, num_classes))
+        if patch_policy == "learned":
+            side = -(-self.glance_side // self.glance.stride)
+            self.policy = PatchPolicy(self.glance.dim, side, policy_channels, policy_hidden, centred=policy_centred)
+        self.classifier = RunningMaxClassifier(
+            self.glance.dim + self.focus.dim,
+            num_classes,
+            frames,
+            hidden=classifier_hidden,
+            shared=classifier_shared,
+            dropout=dropout,
+        )
+
+    # -- what it says of itself ------------------------------------------------------------------
+
+    @classmethod
+    def settings_for(cls, size: str, resolution: int) -> dict[str, Any]:
+        if size == "paper":
+            return {"frames": 16, "patch_size": 128, "glance": "mobilenet_v2", "focus": "resnet50"}
+        return {
+            "frames": 8,
+            "patch_size": resolution // 2,
+            "glance": "mbtiny",
+            "glance_side": resolution // 4,
+            "glance_resize": "area",
+            "focus": "restiny",
+            "policy_channels": 16,
+            "policy_hidden": 64,
+            "policy_centred": True,
+            "patch_grad_clip": True,
+            "classifier_hidden": 0,
+            "classifier_shared": True,
+            "glance_loss": "video",
+            "order": "coarse-to-fine",
+        }
+
+    def recipe(self, size: str) -> Sequence[Stage]:
+        init = (
+            InitFrom(f"pretrained:{self.glance_name}", into="glance"),
+            InitFrom(f"pretrained:{self.focus_name}", into="focus"),
+        )
+        learned = self.patch_policy == "learned"
+        if size == "paper":
+            groups = [ParamGroup(("glance", "glance_head"), lr_mult=0.5), ParamGroup(("classifier",), lr_mult=5.0)]
+            groups += [ParamGroup(("policy",), lr_mult=0.1)] if learned else []
+            return [
+                Stage("main", epochs=50, batch_size=32, lr=0.002, weight_decay=1e-4, groups=tuple(groups), init=init)
+            ]
+        return [
+            Stage(
+                "main",
+                epochs=12,
+                batch_size=32,
+                lr=4e-3,
+                optimizer="AdamW",
+                weight_decay=0.02,
+                schedule="onecycle",
+                clip_grad=5.0,
+                groups=(ParamGroup(("policy",), lr_mult=0.5),) if learned else (),
+                init=init,
+                departures=TINY_DEPARTURES + (LEARNED_DEPARTURES if learned else ()),
+            )
+        ]
+
+    def clip_requests(self, point: Mapping[str, Any] = EMPTY, *, stage: Stage | None = None) -> tuple[ClipRequest, ...]:
+        return (ClipRequest(self.frames),)
+
+    @classmethod
+    def from_official(cls, source: Path | str | Mapping[str, Any], *, patch_size: int = 128) -> Converted:
+        """Settings and state dict out of the authors' checkpoint; see `adafocus.official.convert`."""
+        return convert(source, patch_size=patch_size)
+
+    @classmethod
+    def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:
+        """Outputs for a recorded pair of the authors (harness.parity); None where it is not V2's."""
+        return v2_outputs(cls, case)
+
+    # -- training --------------------------------------------------------------------------------
+
+    def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
+        """Cross entropies at all steps and of both auxiliary heads; see `losses`."""
+        frames = self.normalise(self.as_clips(inputs)["frames"][:, self.order])
+        random_BT2 = torch.rand(*frames.shape[:2], 2, device=frames.device)
+        return self.losses(frames, self.labels(data_samples), random_BT2)
+
+    def losses(self, x_BT3HW: Tensor, target_B: Tensor, random_BT2: Tensor) -> dict[str, Tensor]:
+        """Losses of normalised frames in processing order, for given random patches.
+
+        The glance network's loss has weight 1; those of the learned and of the random patches are
+        averaged. Gradients reach the policy only through the learned patches' pixels.
+
+        Source: adafocus.md 5.3.
+        """
+        batch, steps = x_BT3HW.shape[:2]
+        x_N3HW = x_BT3HW.flatten(0, 1)
+        maps = self.glance.features(self._shrink(x_N3HW))
+        glance_ND = maps.mean((2, 3))
+        losses = {"loss_glance": self._glance_loss(glance_ND.unflatten(0, (batch, steps)), target_B)}
+        passes = self._training_patches(maps.unflatten(0, (batch, steps)), random_BT2)
+        for name, actions in passes.items():
+            focus_ND = self.focus(crop(x_N3HW, actions.flatten(0, 1), self.patch_size))
+            features = torch.cat((glance_ND, focus_ND), dim=1).unflatten(0, (batch, steps))
+            frame_logits = self.focus_head(focus_ND).unflatten(0, (batch, steps))
+            losses[f"loss_{name}"] = _every_step(self.classifier(features), target_B) / len(passes)
+            losses[f"loss_focus_{name}"] = _every_step(frame_logits, target_B) / len(passes)
+        return losses
+
+    def _training_patches(self, maps_BTDHW: Tensor, random_BT2: Tensor) -> dict[str, Tensor]:
+        """Actions (B, T, 2) of each pass of the focus network."""
+        if self.patch_policy == "random":
+            return {"random": random_BT2}
+        if self.patch_policy == "centre":
+            return {"centre": torch.full_like(random_BT2, 0.5)}
+        actions, _ = self.policy(maps_BTDHW.detach() if self.stop_gradient else maps_BTDHW)
+        if self.patch_grad_clip:
+            actions = clip_patch_gradients(actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
+        return {"learned": actions, "random": random_BT2} if self.random_pass else {"learned": actions}
+
+    def _glance_loss(self, glance_BTD: Tensor, target_B: Tensor) -> Tensor:
+        logits_BTC = self.glance_head(glance_BTD)
+        if self.glance_loss == "video":
+            return F.cross_entropy(logits_BTC.mean(1), target_B)
+        return _every_step(logits_BTC, target_B)
+
+    # -- evaluation ------------------------------------------------------------------------------
+
+    def infer(
+        self,
+        clips: Clips,
+        point: Mapping[str, Any] = EMPTY,
+        *,
+        trace: Trace,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Logits (B, C). `point` may hold `thresholds` (K,), or `exit_at`, the exit forced on every video."""
+        frames = clips["frames"]
+        random_BT2 = None
+        if self.patch_policy == "random" and generator is not None:
+            random_BT2 = torch.rand(*frames.shape[:2], 2, generator=generator, device=generator.device)
+        thresholds = self._thresholds(point)
+        if thresholds is None:
+            peaks, _ = self._look(frames, 0, self.frames, _Memory(), trace, None, random_BT2)
+            return self._last_logits(peaks, trace)
+        return self._infer_until_sure(frames, thresholds, trace, random_BT2)
+
+    def infer_exits(self, clips: Clips, *, trace: Trace) -> Tensor:
+        """Logits at all exits (B, K, C)."""
+        peaks, _ = self._look(clips["frames"], 0, self.frames, _Memory(), trace, None, None)
+        with trace.event("head", shape=(self.classifier.width,), rows=self.frames):
+            logits_BTC = self.classifier.classify(peaks)
+        return logits_BTC[:, [end - 1 for end in self.exit_ends]]
+
+    def calibrate(self, exit_logits_NKC: np.ndarray, exit_costs_K: np.ndarray, budget: float) -> dict[str, Any]:
+        thresholds = calibrate_thresholds(exit_logits_NKC, exit_costs_K, budget, score=self.exit_score)
+        return {"thresholds": [float(t) for t in thresholds]}
+
+    def _thresholds(self, point: Mapping[str, Any]) -> list[float] | None:
+        if "exit_at" in point:
+            if not 0 <= point["exit_at"] < self.exits:
+                raise UsageError(f"exit_at {point['exit_at']}: there are {self.exits} exits, 0 to {self.exits - 1}")
+            return [NEVER] * point["exit_at"] + [-NEVER] * (self.exits - point["exit_at"])
+        thresholds = point.get("thresholds")
+        if thresholds is not None and len(thresholds) != self.exits:
+            raise UsageError(f"{len(thresholds)} thresholds for {self.exits} exits; calibrate again")
+        return thresholds
+
+    def _infer_until_sure(
+        self, frames: Tensor, thresholds: Sequence[float], trace: Trace, random_BT2: Tensor | None
+    ) -> Tensor:
+        """Frame by frame, or `exit_every` at a time; videos that are sure leave the batch."""
+        result = torch.zeros(len(frames), self.num_classes, device=frames.device, dtype=self.mean.dtype)
+        trace.exit_step = np.zeros(len(frames), dtype=np.int64)
+        there, memory, start = torch.arange(len(frames), device=frames.device), _Memory(), 0
+        for k, end in enumerate(self.exit_ends):
+            videos = there.cpu().numpy()
+            trace.exit_step[videos] = k
+            actions = None if random_BT2 is None else random_BT2[there.to(random_BT2.device)]
+            peaks, memory = self._look(frames[there], start, end, memory, trace, videos, actions)
+            with trace.event("head", shape=(self.classifier.width,), videos=videos):
+                logits = self.classifier.classify(peaks[:, -1:], end - 1)[:, 0]
+            result[there] = logits.to(result.dtype)
+            if thresholds[k] <= -NEVER or k == self.exits - 1:
+                break
+            if thresholds[k] < NEVER:
+                stays = (~should_exit(logits, thresholds[k], self.exit_score)).nonzero()[:, 0]
+                there, memory = there[stays], memory.keep(stays)
+            if not len(there):
+                break
+            start = end
+        trace.frames_used = np.asarray(self.exit_ends, dtype=np.float64)[trace.exit_step]
+        return result
+
+    def _look(
+        self,
+        frames: Tensor,
+        start: int,
+        end: int,
+        memory: _Memory,
+        trace: Trace,
+        videos: np.ndarray | None,
+        random_BT2: Tensor | None,
+    ) -> tuple[Tensor, _Memory]:
+        """Process the frames at steps start .. end-1 of the videos still there.
+
+        Returns the running maxima (B, end - start, H) and the memory afterwards.
+        """
+        steps = self.order[start:end]
+        count = {"videos": videos, "rows": end - start}
+        x_BT3HW = frames[:, steps]
+        with trace.event("glance", shape=(3, self.glance_side, self.glance_side), variant=self.glance_name, **count):
+            x_N3HW = self.normalise(x_BT3HW.flatten(0, 1))
+            maps = self.glance.features(self._shrink(x_N3HW))
+            glance_ND = maps.mean((2, 3))
+        if self.patch_policy == "learned":
+            with trace.event("policy", shape=maps.shape[1:], **count):
+                actions, state = self.policy(maps.unflatten(0, x_BT3HW.shape[:2]), memory.policy_1BH)
+        else:
+            given = None if random_BT2 is None else random_BT2[:, start:end].to(frames.device)
+            actions, state = self._fixed_patches(x_BT3HW, given), None
+        with trace.event("focus", shape=(3, self.patch_size, self.patch_size), variant=self.focus_name, **count):
+            focus_ND = self.focus(crop(x_N3HW, actions.flatten(0, 1).to(x_N3HW.dtype), self.patch_size))
+        with trace.event("classifier", shape=(self.classifier.dim,), **count):
+            features = torch.cat((glance_ND, focus_ND), dim=1).unflatten(0, x_BT3HW.shape[:2])
+            peaks = self.classifier.accumulate(features, memory.peak_BH)
+        if trace.training_parts:
+            self._auxiliary(glance_ND, focus_ND, trace, count)
+        if trace.details:
+            boxes = crop_boxes(actions, self.patch_size, self.resolution)
+            trace.note_boxes("focus", steps.tolist(), boxes, videos)
+        return peaks, _Memory(state, peaks[:, -1])
+
+    def _last_logits(self, peaks_BTH: Tensor, trace: Trace) -> Tensor:
+        """Logits after the last step; the others' heads run only where training-only parts are counted."""
+        if trace.training_parts and len(self.classifier.heads) > 1:
+            with trace.event("head", shape=(self.classifier.width,), rows=self.frames - 1, training_only=True):
+                self.classifier.classify(peaks_BTH[:, :-1])
+        with trace.event("head", shape=(self.classifier.width,)):
+            return self.classifier.classify(peaks_BTH[:, -1:], self.frames - 1)[:, 0]
+
+    def _auxiliary(self, glance_ND: Tensor, focus_ND: Tensor, trace: Trace, count: Mapping[str, Any]) -> None:
+        with trace.event("glance head", shape=glance_ND.shape[1:], training_only=True, **count):
+            self.glance_head(glance_ND)
+        with trace.event("focus head", shape=focus_ND.shape[1:], training_only=True, **count):
+            self.focus_head(focus_ND)
+
+    def _fixed_patches(self, x_BT3HW: Tensor, random_BT2: Tensor | None) -> Tensor:
+        if self.patch_policy == "centre":
+            return torch.full((*x_BT3HW.shape[:2], 2), 0.5, device=x_BT3HW.device)
+        return scattered(x_BT3HW) if random_BT2 is None else random_BT2
+
+    def _shrink(self, x_N3HW: Tensor) -> Tensor:
+        """Frames as the glance network sees them."""
+        if self.glance_side == x_N3HW.shape[-1]:
+            return x_N3HW
+        if self.glance_resize == "area":
+            return F.interpolate(x_N3HW, size=self.glance_side, mode="area")
+        return F.interpolate(x_N3HW, size=self.glance_side, mode="bilinear", align_corners=True)
+
+
+class PatchPolicy(nn.Module):
+    """Where to look: per frame a 1x1 convolution and a linear layer, over frames a GRU, out of it (a_y, a_x).
+
+    Args:
+        dim: Channels of the glance map.
+        side: Height and width of the glance map.
+        channels: Of the 1x1 convolution.
+        hidden: Width of the linear layer and the GRU.
+        centred: Start near (0.5, 0.5).
+
+    Source: paper section 3.2; adafocus.md 5.1.
+    """
+
+    def __init__(self, dim: int, side: int, channels: int, hidden: int, *, centred: bool = False) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(dim, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(channels * side * side, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.Tanh(),
+        )
+        self.gru = nn.GRU(hidden, hidden, batch_first=True)
+        self.fc = nn.Linear(hidden, 2)
+        if centred:
+            nn.init.normal_(self.fc.weight, std=0.01)
+            nn.init.zeros_(self.fc.bias)
+
+    def forward(self, maps_BTDHW: Tensor, state_1BH: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Actions (B, T, 2) in [0, 1] and the GRU's state after the last frame (1, B, H).
+
+        Runs in the weights' precision, also inside autocast: bfloat16 would move the patch.
+        """
+        with torch.autocast(maps_BTDHW.device.type, enabled=False):
+            maps = maps_BTDHW.to(self.fc.weight.dtype)
+            codes_BTH = self.encoder(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
+            out, state_1BH = self.gru(codes_BTH, state_1BH)
+            return torch.sigmoid(self.fc(out)), state_1BH
+
+
+def scattered(x_BT3HW: Tensor) -> Tensor:
+    """Places (B, T, 2) that look random but follow from each frame's own pixels.
+
+    So a reference with random patches gives a video the same result in any batch and every run.
+    """
+    bits = (x_BT3HW.sum((2, 3, 4), dtype=torch.float64) * 1024).long()
+    for _ in range(3):  # mix all bits into the low 32 (a multiplicative hash with xor-shifts)
+        bits = ((bits ^ (bits >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    return torch.stack((bits & 0xFFFF, bits >> 16), dim=-1).float() / 0xFFFF
+
+
+def _every_step(logits_BTC: Tensor, target_B: Tensor) -> Tensor:
+    """Cross entropy averaged over videos and steps."""
+    return F.cross_entropy(logits_BTC.flatten(0, 1), target_B.repeat_interleave(logits_BTC.shape[1]))
