@@ -24,14 +24,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from harness.contract import EMPTY
+from harness.contract import EMPTY, ClipRequest
 from harness.cost.machine import conditions, fingerprint, machine
+from harness.data.clips import ClipDataset, collate
+from harness.data.decode import decode
+from harness.data.videos import VideoSet
 from harness.errors import BenchError, UsageError
 from harness.recognizer import Clips, EfficientRecognizer
 from harness.trace import Trace
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEMORY_FORMATS = ("channels_last", "contiguous")
+PHASES = ("decode", "transform", "transfer", "model")
 GPU_WARMUP_S = 0.5
 
 
@@ -107,7 +111,7 @@ def measure_latency(
         "device_s": samples.device_s,
         "videos": videos,
         "gflops": [float(np.sum(gflops(t))) for t in samples.traces] if gflops else [],
-        "phases_s": _phases(samples, sum(videos)),
+        "phases_s": _model_phases(samples, sum(videos)),
         "peak_memory_bytes": peak,
         "warmup": samples.warmup,
         "dtype": dtype,
@@ -115,6 +119,38 @@ def measure_latency(
         "memory_format": memory_format,
         "threads": torch.get_num_threads(),
         "device": {**describe(target), "clocks": {"before": before, "after": device_conditions(target)}},
+    }
+
+
+def phases(
+    recognizer: EfficientRecognizer,
+    videos: VideoSet,
+    split: str,
+    requests: Sequence[ClipRequest],
+    point_settings: Mapping[str, Any] = EMPTY,
+    *,
+    device: str | torch.device = "cpu",
+    batch: int = 1,
+    count: int = 8,
+) -> dict[str, Any]:
+    """Where the time of a video goes from file to logits, for `count` videos spread over `split`.
+
+    Nothing comes from a cache: every video is decoded again. The first batch is a warm-up of all phases.
+
+    Returns:
+        `phases_s`: decode, transform (resize, crop, collate), transfer and model, mean seconds per video;
+        `frames_decoded`: distinct frames asked of the decoder per video.
+    """
+    target = torch.device(device)
+    dataset = ClipDataset(videos, split, requests, train=False, seed=0, cache_bytes=0)
+    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
+    groups = [chosen[i : i + batch] for i in range(0, len(chosen), batch)]
+    forward = _forward(recognizer.to(target).eval(), point_settings, target, "float32")
+    _loaded_forward(dataset, groups[0], forward, target)
+    runs = [_loaded_forward(dataset, group, forward, target) for group in groups]
+    return {
+        "phases_s": {name: sum(run[name] for run in runs) / len(chosen) for name in PHASES},
+        "frames_decoded": sum(run["frames"] for run in runs) / len(chosen),
     }
 
 
@@ -187,6 +223,29 @@ def set_memory_format(model: nn.Module, memory_format: str) -> None:
     for parameter in model.parameters():
         if parameter.dim() in formats:
             parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
+
+
+def _loaded_forward(
+    dataset: ClipDataset, indices: Sequence[int], forward: Callable[[Clips], Trace], device: torch.device
+) -> dict[str, float]:
+    """Seconds of each phase for one batch from file to logits, and the distinct frames it decoded."""
+    marks = [time.perf_counter()]
+    items = [dataset[i] for i in indices]
+    clips = collate(items)["inputs"]
+    marks.append(time.perf_counter())
+    moved = to_device(clips, device)
+    marks.append(time.perf_counter())
+    forward(moved)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    marks.append(time.perf_counter())
+    wanted = [sorted(set().union(*item["data_samples"].metainfo["frame_indices"].values())) for item in items]
+    for i, frames in zip(indices, wanted, strict=True):
+        decode(dataset.entries[i].path, frames, template=dataset.card.template)
+    marks.append(time.perf_counter())
+    loading, transfer, model, decoding = np.diff(marks).tolist()
+    phases_s = dict(zip(PHASES, (decoding, max(0.0, loading - decoding), transfer, model), strict=True))
+    return {**phases_s, "frames": float(sum(map(len, wanted)))}
 
 
 def _check(batches: Sequence[Clips], device: str | torch.device, dtype: str, memory_format: str) -> torch.device:
@@ -328,7 +387,7 @@ def _peak_host_allocation(work: Callable[[], Any]) -> int:
     return int(max(np.cumsum(steps), default=0))
 
 
-def _phases(samples: Samples, videos: int) -> dict[str, float]:
+def _model_phases(samples: Samples, videos: int) -> dict[str, float]:
     if not videos:
         return {}
     return {"transfer": sum(samples.transfer_s) / videos, "model": sum(samples.wall_s) / videos}
