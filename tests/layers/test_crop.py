@@ -1,0 +1,90 @@
+"""Patches: closed forms, finite differences, and the clipping of their gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.errors import UsageError
+from harness.layers.crop import clip_patch_gradients, crop, crop_boxes, hard_crop
+
+
+def frames(count: int = 3, height: int = 20, width: int = 20) -> torch.Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("row,column", [(0, 0), (12, 12), (3, 7), (12, 0)])
+def test_whole_offset_is_the_slice(row: int, column: int) -> None:
+    x = frames(1)
+    action = torch.tensor([[row / 12, column / 12]])
+    torch.testing.assert_close(crop(x, action, 8), x[:, :, row : row + 8, column : column + 8], atol=1e-5, rtol=0)
+
+
+def test_fraction_is_bilinear() -> None:
+    x = frames(1)
+    action = torch.tensor([[2.25 / 12, 5.5 / 12]])
+    upper = (x[:, :, 2:10, 5:13] + x[:, :, 2:10, 6:14]) / 2
+    lower = (x[:, :, 3:11, 5:13] + x[:, :, 3:11, 6:14]) / 2
+    torch.testing.assert_close(crop(x, action, 8), 0.75 * upper + 0.25 * lower, atol=1e-5, rtol=0)
+
+
+def test_nothing_outside_is_sampled() -> None:
+    corners = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.37, 0.91]])
+    patches = crop(torch.ones(5, 3, 20, 20), corners, 8)
+    torch.testing.assert_close(patches, torch.ones_like(patches), atol=1e-5, rtol=0)
+
+
+def test_sides_may_differ() -> None:
+    x = frames(1, 20, 30)
+    torch.testing.assert_close(crop(x, torch.tensor([[0.5, 1.0]]), 8), x[:, :, 6:14, 22:30], atol=1e-5, rtol=0)
+
+
+def test_gradient_of_a_ramp() -> None:
+    """On a frame that rises by 2 per row and 3 per column, dI/da is (side - P) times the slope."""
+    rows = torch.arange(20.0)
+    x = (2 * rows[:, None] + 3 * rows[None, :]).expand(1, 3, 20, 20)
+    action = torch.tensor([[0.3, 0.6]], requires_grad=True)
+    crop(x, action, 8).mean().backward()
+    torch.testing.assert_close(action.grad, torch.tensor([[24.0, 36.0]]), atol=1e-3, rtol=0)
+
+
+def test_gradient_against_finite_differences() -> None:
+    x = frames(2).double()
+    action = torch.tensor([[0.31, 0.62], [0.77, 0.18]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a: crop(x, a, 8).square().mean((1, 2, 3)), action, eps=1e-7, atol=1e-5)
+
+
+def test_precision_is_kept() -> None:
+    assert crop(frames().double(), torch.full((3, 2), 0.5).double(), 8).dtype == torch.float64
+    assert crop(frames().half(), torch.full((3, 2), 0.5), 8).dtype == torch.float16
+
+
+def test_hard_crop_floors() -> None:
+    x = (frames() * 50).to(torch.uint8)
+    actions = torch.tensor([[0.0, 1.0], [0.99, 0.5], [0.26, 0.24]])
+    for patch, frame, (top, left) in zip(hard_crop(x, actions, 8), x, [(0, 12), (11, 6), (3, 2)], strict=True):
+        assert torch.equal(patch, frame[:, top : top + 8, left : left + 8])
+
+
+def test_boxes() -> None:
+    box = crop_boxes(torch.tensor([[[0.5, 1.0]]]), 8, 20)
+    torch.testing.assert_close(box, torch.tensor([[[0.3, 0.6, 0.4, 0.4]]]))
+
+
+@pytest.mark.parametrize("cut", [crop, hard_crop])
+def test_too_large_a_patch_is_refused(cut) -> None:
+    with pytest.raises(UsageError, match="patch_size <= 20"):
+        cut(frames(1), torch.zeros(1, 2), 21)
+
+
+def test_gradients_are_clipped_to_the_median_norm() -> None:
+    actions = torch.zeros(3, 2, requires_grad=True)
+    weight = torch.tensor([[3.0, 4.0], [0.6, 0.8], [30.0, 40.0]])
+    (clip_patch_gradients(actions * 1.0) * weight).sum().backward()
+    expected = torch.tensor([[3.0, 4.0], [0.6, 0.8], [3.0, 4.0]])
+    torch.testing.assert_close(actions.grad, expected)
+
+
+def test_no_gradient_no_hook() -> None:
+    actions = torch.zeros(3, 2)
+    assert clip_patch_gradients(actions) is actions
