@@ -1,0 +1,97 @@
+"""`bench.py gflops`: measured beside published, and one method's parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from harness.cost.gflops import measure_paper, method_table, render_method, render_paper
+from harness.cost.published import PaperRow, paper_table
+from harness.registry import method_cards
+from harness.settings import plain
+
+
+def printed(table):
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+@pytest.fixture(scope="module", name="measured")
+def _measured():
+    """The cheapest row of each glance network and of each other method that this version has."""
+    chosen: dict[tuple, PaperRow] = {}
+    for row in paper_table():
+        if row.settings is not None:
+            key = row.method, row.settings.get("glance")
+            if key not in chosen or row.gflops < chosen[key].gflops:
+                chosen[key] = row
+    return measure_paper(chosen.values())
+
+
+def test_published_costs_are_met(measured):
+    assert {r["method"] for r in measured} >= {"adafocus-v2", "tsn", "tsm"}
+    for result in measured:
+        assert result["status"] == "measured"
+        assert result["ok"], result
+        assert abs(result["difference"]) <= 0.005
+        if result["from_constants"] is not None:  # without the batch-norm channels of the authors' constants
+            assert result["counted"] == pytest.approx(result["from_constants"], rel=2e-4)
+
+
+def test_training_only_parts_stand_apart(measured):
+    heads = {r["dataset"] + r["variant"]: r for r in measured if r["method"] == "adafocus-v2"}
+    for result in heads.values():
+        assert 0.001 < result["training_only"] / result["counted"] < 0.002
+        assert result["executed"] + result["training_only"] == pytest.approx(result["counted"])
+    (mobile,) = [r for r in heads.values() if r["variant"].startswith("MobileNetV2")]
+    auxiliary = 16 * (1280 + 2048) * 200 + 15 * 4096 * 200
+    assert mobile["training_only"] * 1e9 == pytest.approx(auxiliary, rel=1e-9)
+
+
+def test_disagreement_is_seen():
+    (row,) = [r for r in paper_table() if r.method == "tsn"]
+    (result,) = measure_paper([dataclasses.replace(row, gflops=33.2)])
+    assert result["ok"] is False
+    assert result["difference"] == pytest.approx(32.7 / 33.2 - 1, abs=1e-3)
+    assert "off" in printed(render_paper([result]))
+
+
+def test_rows_of_other_versions_are_listed_unmeasured():
+    row = dataclasses.replace(paper_table()[0], method="not-there")
+    (result,) = measure_paper([row])
+    assert (result["status"], result["ok"], result["counted"]) == ("not in this version", None, None)
+    assert "not in this version" in printed(render_paper([result]))
+
+
+def test_rendered_and_json(measured):
+    text = printed(render_paper(measured))
+    assert "TSM" in text and "32.7" in text and "off" not in text.split("counted:")[0]
+    assert json.loads(json.dumps(plain(measured))) == measured
+
+
+@pytest.mark.parametrize("name", [name for name, card in method_cards().items() if "tiny" in card.sizes])
+def test_every_method_has_a_tiny_table(name):
+    result = method_table(name, size="tiny", num_classes=10)
+    executed = [p for p in result["parts"] if not p["training_only"]]
+    assert sum(p["gflops"] for p in executed) == pytest.approx(result["executed"])
+    assert sum(p["share"] for p in executed) == pytest.approx(1)
+    assert all(p["gflops"] == pytest.approx(p["mmacs"] * p["rows"] / 1e3) for p in result["parts"])
+    assert result["executed"] > 0
+    json.dumps(plain(result))
+    assert executed[0]["component"] in printed(render_method(result))
+
+
+def test_tsn_in_closed_form():
+    """ResTiny at 64 px is 8.50 MMACs (synthetic.md 2); eight frames and their heads."""
+    result = method_table("tsn", size="tiny", num_classes=10)
+    (part,) = result["parts"]
+    assert part["rows"] == 8
+    assert part["mmacs"] == pytest.approx(8.50, abs=0.01)
+    assert result["executed"] == pytest.approx(8 * part["mmacs"] / 1e3)
+    fewer = method_table("tsn", size="tiny", num_classes=10, point={"frames": 2})
+    assert fewer["executed"] == pytest.approx(result["executed"] / 4)

@@ -1,0 +1,71 @@
+"""The figures shipped with the package: complete, consistent with each other, readable without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from harness.cost.published import paper_table, published_part, published_parts, published_results
+
+DATASETS = {"activitynet", "fcvid", "mini-kinetics", "sthv1", "sthv2", "jester", "kinetics400"}
+
+
+def test_results_are_plausible():
+    results = published_results()
+    assert {r.dataset for r in results} == DATASETS
+    assert all(r.metric in ("mAP", "top1") and 10 < r.value < 100 for r in results)
+    assert all(r.gflops is None or r.gflops > 0 for r in results)
+    assert all(r.paper and r.location and r.method and r.read in ("print", "plot") for r in results)
+    assert len(set(results)) == len(results)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "method", "value", "gflops"),
+    [
+        ("activitynet", "AdaFocusV2-MN2/RN (128^2)", 79.0, 27.0),
+        ("activitynet", "AdaFocusV2-RN+ (128^2)", 76.1, 15.3),
+        ("activitynet", "AR-Net", 73.8, 33.5),
+        ("sthv1", "TSM", 46.1, 32.7),
+        ("jester", "AdaFocusV2-TSM (176^2)", 96.9, 33.7),
+    ],
+)
+def test_known_figures_are_there(dataset, method, value, gflops):
+    found = [r for r in published_results(dataset) if (r.method, r.value, r.gflops) == (method, value, gflops)]
+    assert found
+    assert {r.dataset for r in published_results(dataset)} == {dataset}
+
+
+def test_fixed_costs():
+    rows = {(r.method, r.dataset, r.variant): r for r in paper_table()}
+    assert len(rows) == len(paper_table())
+    printed = [r.gflops for r in paper_table() if (r.method, r.dataset) == ("adafocus-v2", "activitynet")]
+    assert printed == [17.6, 27.0, 39.0, 24.8, 34.1, 46.1]
+    assert {r.gflops for r in paper_table() if r.method in ("tsn", "tsm")} == {32.7}
+    for row in paper_table():
+        if row.from_constants is not None:
+            assert row.from_constants == pytest.approx(row.gflops, rel=0.005), row.label()
+
+
+def test_v2_constants_are_the_sum_of_its_parts():
+    """adafocus.md 12: the parts, the heads and one per batch-norm channel, 2 MACs short of the constant."""
+    variant = "adafocus-v2 mobilenet_v2"
+    parts = [p.macs for p in published_parts() if p.variant == variant and not p.component.startswith("local_CNN")]
+    macs = sum(parts) + published_part(variant, "local_CNN_per_frame_128") + 17_056 + 26_560 + 6_208
+    (row,) = [r for r in paper_table() if r.dataset == "activitynet" and r.gflops == 27.0]
+    assert 16 * (macs - 2) == pytest.approx(row.from_constants * 1e9, abs=500)
+
+
+def test_unknown_part_is_an_error():
+    with pytest.raises(KeyError):
+        published_part("adafocus-v2 mobilenet_v2", "nothing")
+
+
+def test_no_torch():
+    code = (
+        "import sys; from harness.cost import conventions, published; published.published_results();"
+        " published.paper_table(); print('torch' in sys.modules or 'fvcore' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
