@@ -361,8 +361,8 @@ class ARNet(EfficientRecognizer):
             return self.paths[path](resize(self.normalise(frames), side, self.resize))
 
     def _start(self, like: Tensor) -> _State:
-        zeros = like.new_zeros(len(like), self.policy.lstm.hidden_size)
-        return _State(zeros, zeros, torch.zeros(len(like), dtype=torch.int64, device=like.device))
+        hidden, cell = like.new_zeros(2, len(like), self.policy.lstm.hidden_size)
+        return _State(hidden, cell, torch.zeros(len(like), dtype=torch.int64, device=like.device))
 
     def _advance(self, waiting: Tensor, action: Tensor) -> Tensor:
         """Frames still to be skipped after this one (B,): a skip starts a window only where none runs."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -314,7 +315,7 @@ def test_exits(method: str) -> None:
         torch.testing.assert_close(logits, all_exits[:, step], rtol=1e-3, atol=1e-3)
         assert trace.exit_step is not None and list(trace.exit_step) == [step] * VIDEOS
         costs.append(metered(recognizer, clips, point)[1])
-    assert all(later > sooner for sooner, later in zip(costs, costs[1:], strict=False))
+    assert all(later > sooner for sooner, later in pairwise(costs))
     torch.testing.assert_close(all_exits[:, -1], infer(recognizer, clips)[0], rtol=1e-3, atol=1e-3)
 
 
