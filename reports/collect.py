@@ -1,0 +1,367 @@
+"""Records as a report wants them: comparable groups of methods, seeds aggregated, timings attached.
+
+A group is one table: one dataset at one resolution under one protocol. Numbers that differ in video
+ids, labels, splits or pixels (the dataset's fingerprint) are not put into one table unless asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from harness.errors import BenchError
+from harness.metrics import Metric, metric
+from harness.records import Record, read_records
+from harness.settings import digest
+from reports.timings import Timing, timings
+
+NOT_COMPARED = ("budgets", "eval_batch", "threads", "test_seed")
+"""Protocol settings that change which points exist or the last digit, not what a number means."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of one operating point over training seeds."""
+
+    value: float
+    """Mean over seeds."""
+    low: float
+    high: float
+    """95 % over videos: ends of the seeds' intervals, averaged."""
+    sd: float | None
+    """Sample standard deviation over training seeds; None for one seed."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One operating point of a method, its seeds aggregated."""
+
+    name: str
+    knob: str | None
+    value: float | None
+    budget: float | None
+    metrics: Mapping[str, Estimate]
+    gflops: float
+    """Mean executed GFLOPs per video, over videos and seeds."""
+    gflops_std: float
+    """Standard deviation over videos, mean over seeds."""
+    accounted: float | None
+    """By the paper's accounting, where it differs from what ran."""
+    components: Mapping[str, float]
+    frames: float
+    exits: tuple[float, ...] | None
+    """Share of videos that leave at each exit."""
+    runs: tuple[tuple[Record, Mapping[str, Any]], ...]
+    """The records and the entries in them that this was made from, one per seed."""
+
+    @property
+    def seeds(self) -> int:
+        return len({record.result["seed"] for record, _ in self.runs})
+
+
+@dataclass
+class Method:
+    """A method (with its settings) in a group."""
+
+    label: str
+    records: tuple[Record, ...]
+    points: tuple[Point, ...]
+    timings: tuple[Timing, ...] = ()
+    style: int = 0
+    """Index of its colour and marker, the same in every group of a report."""
+
+    @property
+    def default(self) -> Point:
+        """The method as its paper runs it."""
+        return self.points[0]
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """The `method` entry of its records."""
+        return self.records[0].result["method"]
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({int(r.result["seed"]) for r in self.records})
+
+    def curves(self) -> list[list[Point]]:
+        """Points of each knob in order of cost, the default point among them."""
+        knobs = dict.fromkeys(p.knob for p in self.points if p.knob is not None)
+        return [
+            sorted((p for p in self.points if p.knob == knob or p is self.default), key=lambda p: p.gflops)
+            for knob in knobs
+        ]
+
+    def timing(self, point: str, batch: int, setup: str) -> Timing | None:
+        """How long a point took at a batch size on one setup, if it was timed."""
+        found = (t for t in self.timings if (t.point, t.batch, t.setup) == (point, batch, setup))
+        return next(found, None)
+
+
+@dataclass
+class Group:
+    """Methods whose numbers may be compared."""
+
+    title: str
+    anchor: str
+    dataset: Mapping[str, Any]
+    protocol: Mapping[str, Any]
+    methods: list[Method]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def metric(self) -> Metric:
+        return metric(self.dataset["metric"])
+
+    @property
+    def test_videos(self) -> int:
+        return int(self.dataset["videos"][self.protocol["test_split"]])
+
+    @property
+    def setups(self) -> list[str]:
+        """Machine and settings that latencies were taken on; the one with most timings first."""
+        counts: dict[str, int] = defaultdict(int)
+        for found in (t for m in self.methods for t in m.timings):
+            counts[found.setup] += 1
+        return sorted(counts, key=lambda setup: (-counts[setup], setup))
+
+    def quality(self, point: Point) -> float:
+        """The main metric of a point."""
+        return point.metrics[self.metric.name].value
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether main-metric value `a` beats `b`."""
+        return a > b if self.metric.higher_is_better else a < b
+
+
+@dataclass
+class Report:
+    """Everything a report shows."""
+
+    groups: list[Group]
+    failures: list[Mapping[str, str]]
+    evaluations: list[Record]
+    latencies: list[Record]
+
+
+def collect(work_dirs: Iterable[Path | str], *, allow_mixed: bool = False) -> Report:
+    """Read all records of the work directories and group what may be compared.
+
+    Raises:
+        BenchError: nothing was recorded, a record is damaged, or one table would mix two versions of a
+            dataset and `allow_mixed` is off.
+    """
+    work_dirs = [Path(w) for w in work_dirs]
+    evaluations = read_records(work_dirs, "evaluation")
+    latencies = read_records(work_dirs, "latency")
+    failures = _failures(work_dirs, {str(r.result["key"]) for r in (*evaluations, *latencies)})
+    if not evaluations:
+        where = ", ".join(map(str, work_dirs))
+        why = "".join(f"\n  {f['what']}: {f['reason']}" for f in failures)
+        raise BenchError(f"no finished evaluation in {where}; run `bench.py run` first{why}")
+    parts: dict[str, list[Record]] = defaultdict(list)
+    for record in evaluations:
+        parts[_group_key(record)].append(record)
+    groups = [_group(records, latencies, allow_mixed) for records in parts.values()]
+    groups.sort(key=lambda g: (g.dataset["title"], g.dataset["resolution"], g.title))
+    _title(groups)
+    _style(groups)
+    return Report(groups, failures, evaluations, latencies)
+
+
+def pareto(costs: Sequence[float], values: Sequence[float], *, higher_is_better: bool = True) -> list[int]:
+    """Indices of the points no other point beats in both cost and value, by rising cost."""
+    sign = 1 if higher_is_better else -1
+    front: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -sign * values[i])):
+        if not front or sign * values[i] > sign * values[front[-1]]:
+            front.append(i)
+    return front
+
+
+def _failures(work_dirs: Iterable[Path], finished: set[str]) -> list[Mapping[str, str]]:
+    """Notes of failed cells that no work directory has finished since."""
+    found: dict[str, Mapping[str, str]] = {}
+    for path in (p for w in work_dirs for p in sorted((w / "records" / "failed").glob("*.json"))):
+        try:
+            entry = json.loads(path.read_text())
+        except ValueError as error:
+            raise BenchError(f"{path} is not JSON: {error}; remove it") from None
+        if path.stem not in finished:
+            texts = {name: str(entry.get(name, "")) for name in ("what", "reason")}
+            found.setdefault(path.stem, {**texts, "what": texts["what"] or path.stem})
+    return list(found.values())
+
+
+def _group_key(record: Record) -> str:
+    dataset, protocol = record.result["dataset"], record.result["protocol"]
+    compared = {k: v for k, v in protocol.items() if k not in NOT_COMPARED}
+    return digest([dataset["name"], dataset["resolution"], compared])
+
+
+def _group(records: Sequence[Record], latencies: Sequence[Record], allow_mixed: bool) -> Group:
+    notes = _mixed(records, allow_mixed)
+    kept, superseded = _newest(records)
+    if superseded:
+        notes.append(f"{superseded} results of older versions are left out.")
+    missing = sorted({name for r in kept for name in r.result["dataset"]["missing"]})
+    if missing:
+        shown = ", ".join(missing[:10]) + (" …" if len(missing) > 10 else "")
+        notes.append(f"{len(missing)} videos are missing and were left out for every method: {shown}")
+    first = kept[0].result
+    methods = _methods(kept, latencies)
+    group = Group(first["dataset"]["title"], "", first["dataset"], first["protocol"], methods, notes)
+    methods.sort(key=lambda m: group.quality(m.default), reverse=group.metric.higher_is_better)
+    counts = {len(m.seeds) for m in methods}
+    if len(counts) > 1:
+        notes.append("Methods were trained with different numbers of seeds; see the column Seeds.")
+    if first["protocol"].get("limit"):
+        notes.append(f"Only the first {first['protocol']['limit']} videos of every split were used (--limit).")
+    return group
+
+
+def _mixed(records: Sequence[Record], allow_mixed: bool) -> list[str]:
+    """Refuse, or note, several fingerprints of one dataset."""
+    by_fingerprint: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_fingerprint[record.result["dataset"]["fingerprint"]].append(record)
+    if len(by_fingerprint) == 1:
+        return []
+    parts = [
+        f"{fingerprint} ({', '.join(sorted({r.result['method']['name'] for r in found}))}; for example {found[0].path})"
+        for fingerprint, found in by_fingerprint.items()
+    ]
+    name = records[0].result["dataset"]["name"]
+    if not allow_mixed:
+        raise BenchError(
+            f"dataset {name!r} differs between records (videos, labels, splits, decoder or pixels): "
+            f"{' and '.join(parts)}; rerun one of them, report the folders apart, or pass --allow-mixed"
+        )
+    short = [f"{k}: {', '.join(sorted({r.result['method']['title'] for r in v}))}" for k, v in by_fingerprint.items()]
+    return [f"Mixed on request: these methods did not see the same data ({'; '.join(short)})."]
+
+
+def _identity(record: Record) -> str:
+    """What makes two records seeds of the same thing."""
+    method = record.result["method"]
+    return digest([method["name"], method["size"], method["settings"], record.result["initialisation"]])
+
+
+def _newest(records: Sequence[Record]) -> tuple[list[Record], int]:
+    """The latest record of every method, seed and test seed, and how many older ones there were."""
+    newest: dict[tuple[str, int, int, str], Record] = {}
+    for record in sorted(records, key=lambda r: (r.result["method"]["version"], r.result["created"], r.result["key"])):
+        result = record.result
+        fingerprint = result["dataset"]["fingerprint"]
+        newest[_identity(record), result["seed"], result["protocol"].get("test_seed", 0), fingerprint] = record
+    return list(newest.values()), len(records) - len(newest)
+
+
+def _methods(records: Sequence[Record], latencies: Sequence[Record]) -> list[Method]:
+    parts: dict[str, list[Record]] = defaultdict(list)
+    for record in sorted(records, key=lambda r: (r.result["method"]["name"], r.result["seed"])):
+        parts[_identity(record)].append(record)
+    labels = _labels([found[0] for found in parts.values()])
+    return [
+        Method(label, tuple(found), _points(found), tuple(timings(latencies, {str(r.result["key"]) for r in found})))
+        for label, found in zip(labels, parts.values(), strict=True)
+    ]
+
+
+def _points(records: Sequence[Record]) -> tuple[Point, ...]:
+    parts: dict[str, list[tuple[Record, Mapping[str, Any]]]] = defaultdict(list)
+    for record in records:
+        for point in record.result["points"]:
+            parts[point["name"]].append((record, point))
+    return tuple(_point(runs) for runs in parts.values())
+
+
+def _point(runs: Sequence[tuple[Record, Mapping[str, Any]]]) -> Point:
+    entries = [entry for _, entry in runs]
+    first = entries[0]
+    accounted = [e["gflops_accounted"]["mean"] for e in entries if e.get("gflops_accounted")]
+    components = dict.fromkeys(name for e in entries for name in e["components"])
+    return Point(
+        name=first["name"],
+        knob=first["knob"],
+        value=first["value"],
+        budget=first["budget"],
+        metrics={name: _estimate(runs, name) for name in first["metrics"]},
+        gflops=fmean(e["gflops"]["mean"] for e in entries),
+        gflops_std=fmean(e["gflops"]["std"] for e in entries),
+        accounted=fmean(accounted) if accounted else None,
+        components={name: fmean(e["components"].get(name, 0.0) for e in entries) for name in components},
+        frames=fmean(e["frames"]["mean"] for e in entries),
+        exits=_exits([e["exits"] for e in entries if e["exits"]]),
+        runs=tuple(runs),
+    )
+
+
+def _estimate(runs: Sequence[tuple[Record, Mapping[str, Any]]], name: str) -> Estimate:
+    """Test seeds of one training seed are averaged first: the spread shown is that of training."""
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    for record, entry in runs:
+        by_seed[record.result["seed"]].append(entry["metrics"][name]["value"])
+    values = [fmean(v) for v in by_seed.values()]
+    return Estimate(
+        fmean(values),
+        fmean(entry["metrics"][name]["low"] for _, entry in runs),
+        fmean(entry["metrics"][name]["high"] for _, entry in runs),
+        stdev(values) if len(values) > 1 else None,
+    )
+
+
+def _exits(counts: Sequence[Sequence[int]]) -> tuple[float, ...] | None:
+    if not counts:
+        return None
+    steps = max(map(len, counts))
+    total = sum(map(sum, counts))
+    return tuple(sum(c[k] for c in counts if k < len(c)) / total for k in range(steps))
+
+
+def _labels(records: Sequence[Record]) -> list[str]:
+    """Titles, with whatever tells methods of the same title apart."""
+    facts = [
+        {**_flat(r.result["method"]["settings"]), "size": r.result["method"]["size"], "init": r.result["initialisation"]}
+        for r in records
+    ]
+    titles = [str(r.result["method"]["title"]) for r in records]
+    labels = []
+    for title, fact in zip(titles, facts, strict=True):
+        rivals = [f for t, f in zip(titles, facts, strict=True) if t == title]
+        differing = [k for k in fact if len({json.dumps(f.get(k)) for f in rivals}) > 1]
+        labels.append(title + (f" ({', '.join(f'{k}={fact[k]}' for k in differing)})" if differing else ""))
+    return labels
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _title(groups: Sequence[Group]) -> None:
+    """Give every group a title of its own and an anchor; resolution and protocol only where they differ."""
+    for i, group in enumerate(groups):
+        group.anchor = f"group-{i}"
+        rivals = [g for g in groups if g.dataset["name"] == group.dataset["name"]]
+        extra = []
+        if len({g.dataset["resolution"] for g in rivals}) > 1:
+            extra.append(f"{group.dataset['resolution']} px")
+        for key in sorted(set(group.protocol) - set(NOT_COMPARED)):
+            if len({json.dumps(g.protocol.get(key)) for g in rivals}) > 1:
+                extra.append(f"{key.replace('_', ' ')} {group.protocol[key]}")
+        group.title = group.dataset["title"] + (f" ({', '.join(extra)})" if extra else "")
+
+
+def _style(groups: Sequence[Group]) -> None:
+    """The same colour and marker for the same label everywhere."""
+    labels = sorted({m.label for g in groups for m in g.methods}, key=str.casefold)
+    for method in (m for g in groups for m in g.methods):
+        method.style = labels.index(method.label)

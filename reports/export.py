@@ -1,0 +1,79 @@
+"""Everything that was recorded as flat tables: one row per record and operating point, one row per timing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.records import Record, write_atomically
+from reports.timings import summary
+
+
+def points(evaluations: Sequence[Record]) -> pd.DataFrame:
+    """One row per evaluation record and operating point; metrics in their unit, GFLOPs in 1e9 MACs, seconds."""
+    return pd.DataFrame([_point(record.result, point) for record in evaluations for point in record.result["points"]])
+
+
+def latencies(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per latency record; percentiles derived from its raw samples."""
+    return pd.DataFrame([_latency(record.result) for record in records], columns=None if records else ["key"])
+
+
+def write(frame: pd.DataFrame, stem: Path) -> list[Path]:
+    """Write STEM.csv and STEM.parquet."""
+    paths = [stem.with_suffix(".csv"), stem.with_suffix(".parquet")]
+    write_atomically(paths[0], frame.to_csv(index=False).encode())
+    write_atomically(paths[1], frame.to_parquet(index=False))
+    return paths
+
+
+def _point(result: Any, point: Any) -> dict[str, Any]:
+    method, dataset, training = result["method"], result["dataset"], result["training"]
+    row = {
+        "key": result["key"], "created": result["created"],
+        "dataset": dataset["name"], "fingerprint": dataset["fingerprint"], "resolution": dataset["resolution"],
+        "test_split": result["protocol"]["test_split"], "test_videos": dataset["videos"][result["protocol"]["test_split"]],
+        "method": method["name"], "title": method["title"], "size": method["size"], "version": method["version"],
+        "fidelity": method["fidelity"], "adapts": ",".join(method["adapts"]), "parameters": method["parameters"],
+        "settings": _json(method["settings"]), "initialisation": result["initialisation"], "seed": result["seed"],
+        "point": point["name"], "knob": point["knob"], "value": point["value"], "budget": point["budget"],
+        "point_settings": _json(point["settings"]), "main_metric": dataset["metric"],
+    }
+    for name, entry in point["metrics"].items():
+        row |= {name: entry["value"], f"{name}_low": entry["low"], f"{name}_high": entry["high"]}
+    row |= {f"gflops_{name}": value for name, value in point["gflops"].items()}
+    accounted = point.get("gflops_accounted") or {}
+    return row | {
+        "gflops_accounted_mean": accounted.get("mean"),
+        "components": _json(point["components"]), "frames_mean": point["frames"]["mean"], "exits": _json(point["exits"]),
+        "training_seconds": training["seconds"], "training_own_seconds": training["own_seconds"],
+        "training_samples": training["samples"], "training_device": training["device"],
+        "departures": "; ".join(training["departures"]), "protocol": _json(result["protocol"]),
+        "revision": (result["provenance"].get("git") or {}).get("revision"),
+        "dirty": (result["provenance"].get("git") or {}).get("dirty"),
+    }
+
+
+def _latency(result: Any) -> dict[str, Any]:
+    device = result["device"]
+    return {
+        "key": result["key"], "created": result["created"], "evaluation": result["evaluation"],
+        "dataset": result["dataset"]["name"], "fingerprint": result["dataset"]["fingerprint"],
+        "method": result["method"]["name"], "size": result["method"]["size"], "seed": result["seed"],
+        "point": result["point"], "batch": result["batch"], "dtype": result["dtype"], "compile": result["compile"],
+        "memory_format": result["memory_format"], "threads": result["threads"],
+        "device": device["name"], "device_kind": device["kind"], "machine": device["fingerprint"], "driver": device["driver"],
+        "status": result["status"], "samples": len(result["wall_s"]), **summary(result),
+        "device_median_ms": 1e3 * float(pd.Series(result["device_s"]).median()) if result["device_s"] else None,
+        "gflops_per_video": sum(result["gflops"]) / sum(result["videos"]) if result["gflops"] else None,
+        **{f"{name}_ms_per_video": 1e3 * seconds for name, seconds in (result.get("phases_s") or {}).items()},
+        "frames_decoded": result.get("frames_decoded"), "peak_memory_bytes": result["peak_memory_bytes"],
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

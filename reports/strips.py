@@ -1,0 +1,85 @@
+"""Strips of real frames with the patches a method looked at and the step at which it left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from reports.collect import Method
+from reports.drawing import FAINT, INK, short
+
+VIDEOS = 4
+COLUMNS = 12
+SIDE = 144
+"""Frames are shown no larger than this, in pixels."""
+
+
+def strip(method: Method, classes: Sequence[str]) -> Figure | None:
+    """Up to four videos, from early to late exits; None where the method keeps no frames.
+
+    Frames that were not looked at before the video left are faded.
+    """
+    overlay = next((found for r in method.records if (found := r.overlay()) is not None and len(found["frames"])), None)
+    if overlay is None:
+        return None
+    chosen = _choose(overlay)
+    columns = min(COLUMNS, overlay["frames"].shape[1])
+    figure = Figure(figsize=(7.6, len(chosen) * (7.6 / columns + 0.26)))
+    grid = figure.subplots(len(chosen), columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.26})
+    for row, video in zip(grid, chosen, strict=True):
+        _draw(row, overlay, video, classes)
+    return figure
+
+
+def _choose(overlay: Mapping[str, np.ndarray]) -> list[int]:
+    order = np.argsort(overlay["exits"], kind="stable")
+    return [int(i) for i in order[np.unique(np.linspace(0, len(order) - 1, VIDEOS).round().astype(int))]]
+
+
+def _draw(row: Sequence, overlay: Mapping[str, np.ndarray], video: int, classes: Sequence[str]) -> None:
+    frames = overlay["frames"][video]
+    boxes = overlay["boxes"][overlay["boxes"][:, 0] == video]
+    looked = sorted({int(step) for step in boxes[:, 1]})
+    left_early = int(overlay["exits"][video]) >= 0
+    for axes, step in zip(row, _steps(len(frames), looked, len(row)), strict=True):
+        seen = not left_early or not looked or step in looked
+        axes.imshow(_small(frames[step]), interpolation="none", extent=(0, 1, 1, 0), alpha=1.0 if seen else 0.22)
+        for _, _, top, left, height, width in boxes[boxes[:, 1] == step]:
+            for tint, line in (("#16181c", 2.6), ("#ffd23f", 1.4)):
+                axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=tint, linewidth=line))
+        axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
+        axes.grid(visible=False)
+        axes.set_xlabel(str(step + 1), fontsize=6.5, labelpad=1.5, color=INK if seen else FAINT)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    row[0].set_title(_caption(overlay, video, classes, looked), fontsize=8, fontweight="normal", pad=4)
+
+
+def _caption(overlay: Mapping[str, np.ndarray], video: int, classes: Sequence[str], looked: Sequence[int]) -> str:
+    label, prediction = int(overlay["labels"][video]), int(overlay["predictions"][video])
+    named = [short(classes[i], 28) if 0 <= i < len(classes) else str(i) for i in (label, prediction)]
+    verdict = "✓" if label == prediction else f"✗ predicted {named[1]}"
+    step = int(overlay["exits"][video])
+    return f"{named[0]} {verdict}" + (f"  ·  leaves after step {step + 1}" if step >= 0 else "")
+
+
+def _steps(length: int, looked: Sequence[int], columns: int) -> list[int]:
+    """Which frames are shown: all, or evenly chosen ones with those looked at first."""
+    if length <= columns:
+        return list(range(length))
+    spread = [int(i) for i in np.linspace(0, length - 1, columns).round()]
+    if len(looked) >= columns:
+        return [looked[i] for i in np.linspace(0, len(looked) - 1, columns).round().astype(int)]
+    return sorted([*looked, *[s for s in spread if s not in looked][: columns - len(looked)]])
+
+
+def _small(frame: np.ndarray) -> np.ndarray:
+    side = max(frame.shape[:2])
+    if side <= SIDE:
+        return frame
+    height, width = (round(n * SIDE / side) for n in frame.shape[:2])
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))

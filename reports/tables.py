@@ -1,0 +1,355 @@
+"""The tables of a report as rows of text, written as Markdown or LaTeX (booktabs); the page renders the same rows."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from reports.collect import Estimate, Group, Method, Point, pareto
+from reports.timings import Timing
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column head: `title`, `unit` in a second line, `help` where the page explains it."""
+
+    title: str
+    unit: str = ""
+    help: str = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell says: the number, and beside it in small type its spread."""
+
+    text: str
+    note: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    cells: tuple[Cell, ...]
+    style: int | None = None
+    """Colour index of the method, for the page's swatch."""
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    note: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+
+def headline(group: Group) -> Table:
+    """One row per method at its default point."""
+    setup = group.setups[0] if group.setups else None
+    front = set(_front_labels(group))
+    best = _best(group, [m.default for m in group.methods])
+    cost = cost_format([m.default.gflops for m in group.methods])
+    columns = (
+        Column("Method", numeric=False),
+        Column("Adapts", help="what it decides per video", numeric=False),
+        Column("Grade", help="fidelity: A code-exact, B model exact, C rebuilt, D sketch, R reference", numeric=False),
+        Column(group.metric.title, f"{group.metric.unit} [95 % over videos]"),
+        Column("Seeds", "sd", "training seeds, and the standard deviation of the metric over them"),
+        Column("GFLOPs", "mean ± sd over videos", "executed multiply-accumulates, in 1e9"),
+        Column("Latency", f"ms, batch {_smallest_batch(group, setup)}, median / p90", "wall clock of the model on real videos"),
+        Column("Throughput", "videos/s (batch)", "the largest over the batch sizes timed"),
+        Column("Peak memory", "MB (batch)"),
+        Column("Parameters", "M"),
+        Column("Training", "s (own)", "wall clock of all stages; in brackets those no other method shares"),
+        Column("Samples", "k", "training videos seen in all stages, repeats included"),
+    )
+    rows = tuple(
+        Row((Cell(m.label, "Pareto" if m.label in front else ""), *_headline_cells(group, m, setup, cost, best)), m.style)
+        for m in group.methods
+    )
+    note = f"Test: {group.test_videos} videos. " + (f"Latency: {setup}." if setup else "Latency was not measured.")
+    return Table(group.title, note, columns, rows)
+
+
+def operating_points(group: Group) -> Table:
+    """Every operating point of every method, by method and cost."""
+    setup = group.setups[0] if group.setups else None
+    batch = _smallest_batch(group, setup)
+    points = [p for m in group.methods for p in m.points]
+    cost = cost_format([p.gflops for p in points])
+    front = {id(points[i]) for i in _front(group, points)}
+    best = _best(group, points)
+    columns = (
+        Column("Method", numeric=False),
+        Column("Point", numeric=False),
+        Column(group.metric.title, f"{group.metric.unit} [95 % over videos]"),
+        Column("Seeds", "sd"),
+        Column("GFLOPs", "mean ± sd over videos"),
+        Column("of default", "%"),
+        Column("Frames", "mean"),
+        Column("Latency", f"ms, batch {batch}, median / p90"),
+    )
+    rows = tuple(
+        Row(
+            (
+                Cell(m.label),
+                Cell(p.name, "Pareto" if id(p) in front else ""),
+                _metric_cell(p.metrics[group.metric.name], p is best),
+                _seeds_cell(p.metrics[group.metric.name], p.seeds),
+                _cost_cell(p, cost),
+                Cell(f"{100 * p.gflops / m.default.gflops:.0f}" if m.default.gflops else NONE),
+                Cell(f"{p.frames:.1f}"),
+                latency_cell(m.timing(p.name, batch, setup) if setup else None),
+            ),
+            m.style,
+        )
+        for m in group.methods
+        for p in sorted(m.points, key=lambda p: p.gflops)
+    )
+    return Table(f"{group.title}: operating points", "", columns, rows)
+
+
+def savings(group: Group) -> Table | None:
+    """How much of the MACs saved is saved on the clock, per point and batch; None where nothing was timed."""
+    rows = []
+    setup = group.setups[0] if group.setups else None
+    for method in group.methods:
+        for timing in sorted((t for t in method.timings if t.setup == setup), key=lambda t: (t.batch, t.gflops or 0.0)):
+            reference = _reference(group, method, timing)
+            if reference is None or not timing.ok or not timing.gflops or not reference[1].gflops:
+                continue
+            macs = 1 - timing.gflops / reference[1].gflops
+            clock = 1 - timing.s_per_video / reference[1].s_per_video
+            if macs > 0.005:
+                cells = (
+                    Cell(method.label), Cell(timing.point), Cell(reference[0]), Cell(str(timing.batch)),
+                    Cell(f"{100 * macs:.0f}"), Cell(f"{100 * clock:.0f}".replace("-", "−")),
+                    Cell(f"{clock / macs:.2f}".replace("-", "−")),
+                )
+                rows.append(Row(cells, method.style))
+    if not rows:
+        return None
+    columns = (
+        Column("Method", numeric=False),
+        Column("Point", numeric=False),
+        Column("Against", numeric=False, help="its own costliest timed point; for a method with one point, a static one"),
+        Column("Batch"),
+        Column("MACs saved", "%"),
+        Column("Wall clock saved", "%"),
+        Column("Ratio", "clock / MACs", "1: every multiply-accumulate saved is saved on the clock; below 0: slower"),
+    )
+    return Table(f"{group.title}: saved on paper and on the clock", f"Timed on: {setup}.", columns, tuple(rows))
+
+
+def timing_table(group: Group) -> Table | None:
+    """Every timing: batch sizes, setups, out of memory included; None where nothing was timed."""
+    rows = []
+    for method in group.methods:
+        for timing in sorted(method.timings, key=lambda t: (t.setup, t.point != method.default.name, t.point, t.batch)):
+            rows.append(Row((Cell(method.label), Cell(timing.point), Cell(str(timing.batch)), *_timing_cells(timing)), method.style))
+    if not rows:
+        return None
+    columns = (
+        Column("Method", numeric=False), Column("Point", numeric=False), Column("Batch"),
+        Column("Median", "ms"), Column("p90", "ms"), Column("p99", "ms"), Column("Throughput", "videos/s"),
+        Column("Peak memory", "MB"), Column("Model", "ms per video"), Column("Decode", "ms per video"),
+        Column("Transform", "ms per video"), Column("Transfer", "ms per video"), Column("Setup", numeric=False),
+    )
+    return Table(f"{group.title}: timings", "", columns, tuple(rows))
+
+
+def findings(group: Group) -> list[str]:
+    """What a reader should take from the group, in sentences."""
+    points = [(m, p) for m in group.methods for p in m.points]
+    unit = "points" if group.metric.unit == "%" else group.metric.unit
+    sign = 1 if group.metric.higher_is_better else -1
+    best = max(points, key=lambda mp: (sign * group.quality(mp[1]), -mp[1].gflops))
+    cost = cost_format([p.gflops for _, p in points])
+    value = group.metric.title
+    lines = [f"Best {value}: {_named(*best)}, {group.quality(best[1]):.1f} {group.metric.unit} at {cost(best[1].gflops)} GFLOPs."]
+    near = [mp for mp in points if sign * (group.quality(best[1]) - group.quality(mp[1])) <= 1.0]
+    cheap = min(near, key=lambda mp: mp[1].gflops)
+    if cheap[1] is not best[1] and best[1].gflops:
+        lines.append(
+            f"Cheapest within one {unit.removesuffix('s')} of it: {_named(*cheap)}, {group.quality(cheap[1]):.1f} {group.metric.unit} "
+            f"at {cost(cheap[1].gflops)} GFLOPs ({100 * cheap[1].gflops / best[1].gflops:.0f} % of its cost)."
+        )
+    setup = group.setups[0] if group.setups else None
+    timed = [(mp, t) for mp in near if setup and (t := mp[0].timing(mp[1].name, _smallest_batch(group, setup), setup)) and t.ok]
+    if timed:
+        fast, timing = min(timed, key=lambda entry: entry[1].ms(0.5))
+        lines.append(f"Fastest within one {unit.removesuffix('s')} at batch {timing.batch}: {_named(*fast)}, {ms(timing.ms(0.5))} ms.")
+    return lines
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table; best values bold."""
+    text = markdown_text
+
+    def cell(c: Cell) -> str:
+        main = f"**{text(c.text)}**" if c.best else text(c.text)
+        return f"{main} {text(c.note)}".strip()
+
+    lines = [
+        "| " + " | ".join(text(c.title) + (f" ({text(c.unit)})" if c.unit else "") for c in table.columns) + " |",
+        "| " + " | ".join("---:" if c.numeric else ":---" for c in table.columns) + " |",
+        *("| " + " | ".join(map(cell, row.cells)) + " |" for row in table.rows),
+    ]
+    return f"## {text(table.title)}\n\n" + (f"{text(table.note)}\n\n" if table.note else "") + "\n".join(lines) + "\n"
+
+
+def markdown_text(text: str) -> str:
+    """Plain text on one line with everything escaped that Markdown or HTML could take for markup."""
+    safe = html.escape(" ".join(text.split()), quote=False)
+    return "".join("\\" + c if c in "\\`*_{}[]|#~$" else c for c in safe)
+
+
+def to_latex(table: Table, label: str) -> str:
+    """A floating booktabs table; needs `booktabs` and `graphicx` (it is shrunk to the line where too wide)."""
+
+    def cell(c: Cell) -> str:
+        main = rf"\textbf{{{latex(c.text)}}}" if c.best else latex(c.text)
+        return main + (rf" {{\scriptsize {latex(c.note)}}}" if c.note else "")
+
+    heads = " & ".join(latex(c.title) for c in table.columns)
+    units = " & ".join(rf"{{\scriptsize {latex(c.unit)}}}" if c.unit else "" for c in table.columns)
+    body = "\n".join("    " + " & ".join(map(cell, row.cells)) + r" \\" for row in table.rows)
+    align = "".join("r" if c.numeric else "l" for c in table.columns)
+    return (
+        "\\begin{table*}[t]\n  \\centering\n"
+        f"  \\caption{{{latex(table.title)}. {latex(table.note)}}}\n  \\label{{tab:{label}}}\n"
+        "  \\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%\n"
+        f"  \\begin{{tabular}}{{@{{}}{align}@{{}}}}\n    \\toprule\n    {heads} \\\\\n    {units} \\\\\n    \\midrule\n"
+        f"{body}\n    \\bottomrule\n  \\end{{tabular}}}}\n\\end{{table*}}\n"
+    )
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "±": r"$\pm$", "–": "--", "−": "$-$", "×": r"$\times$", "…": r"\dots{}",
+}
+
+
+def latex(text: str) -> str:
+    """Plain text with every special character escaped; brackets are grouped so that no command takes them."""
+    escaped = "".join(LATEX.get(c, c) for c in " ".join(text.split()))
+    return "{" + escaped + "}" if escaped.startswith("[") else escaped
+
+
+def cost_format(values: Iterable[float]) -> Callable[[float], str]:
+    """A format with three significant digits for the median of `values`, the same number of decimals for all."""
+    positive = sorted(v for v in values if v > 0)
+    middle = positive[len(positive) // 2] if positive else 1.0
+    decimals = min(6, max(1, 2 - math.floor(math.log10(middle))))
+    return lambda value: f"{value:.{decimals}f}"
+
+
+def ms(value: float) -> str:
+    """Milliseconds with about three significant digits."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def latency_cell(timing: Timing | None) -> Cell:
+    """Median / p90, or why there is none."""
+    if timing is None:
+        return Cell(NONE)
+    return Cell(f"{ms(timing.ms(0.5))} / {ms(timing.ms(0.9))}") if timing.ok else Cell("out of memory")
+
+
+def _headline_cells(group: Group, method: Method, setup: str | None, cost: Callable[[float], str], best: Point | None) -> list[Cell]:
+    point, about = method.default, method.about
+    timed = [t for t in method.timings if t.setup == setup and t.point == point.name]
+    first = method.timing(point.name, _smallest_batch(group, setup), setup) if setup else None
+    fastest = max((t for t in timed if t.ok), key=lambda t: t.videos_per_s, default=None)
+    memory = fastest.peak_memory_bytes if fastest else None
+    training = [r.result["training"] for r in method.records]
+
+    def mean(key: str) -> float:
+        return sum(t[key] for t in training) / len(training)
+
+    return [
+        Cell(", ".join(about["adapts"]) or NONE),
+        Cell(about["fidelity"]),
+        _metric_cell(point.metrics[group.metric.name], point is best),
+        _seeds_cell(point.metrics[group.metric.name], point.seeds),
+        _cost_cell(point, cost),
+        latency_cell(first),
+        Cell(f"{fastest.videos_per_s:.0f}", f"({fastest.batch})") if fastest else Cell(NONE),
+        Cell(f"{memory / 1e6:.0f}", f"({fastest.batch})") if memory and fastest else Cell(NONE),
+        Cell(f"{about['parameters'] / 1e6:.{2 if about['parameters'] < 1e7 else 1}f}"),
+        Cell(f"{mean('seconds'):.0f}", f"({mean('own_seconds'):.0f})"),
+        Cell(f"{mean('samples') / 1e3:.1f}"),
+    ]
+
+
+def _timing_cells(timing: Timing) -> list[Cell]:
+    if not timing.ok:
+        return [Cell("out of memory"), *[Cell(NONE)] * 8, Cell(timing.setup)]
+    phases = timing.phases_ms
+    memory = timing.peak_memory_bytes
+    return [
+        *(Cell(ms(timing.ms(q))) for q in (0.5, 0.9, 0.99)),
+        Cell(f"{timing.videos_per_s:.0f}"),
+        Cell(f"{memory / 1e6:.0f}" if memory else NONE),
+        *(Cell(ms(phases[n]) if n in phases else NONE) for n in ("model", "decode", "transform", "transfer")),
+        Cell(timing.setup),
+    ]
+
+
+def _metric_cell(estimate: Estimate, best: bool) -> Cell:
+    return Cell(f"{estimate.value:.1f}", f"[{estimate.low:.1f}, {estimate.high:.1f}]", best)
+
+
+def _seeds_cell(estimate: Estimate, seeds: int) -> Cell:
+    return Cell(str(seeds), NONE if estimate.sd is None else f"±{estimate.sd:.1f}")
+
+
+def _cost_cell(point: Point, cost: Callable[[float], str]) -> Cell:
+    spread = cost(point.gflops_std) if point.gflops_std > 1e-6 * point.gflops else "0"
+    accounted = "" if point.accounted is None else f"(accounted {cost(point.accounted)})"
+    return Cell(f"{cost(point.gflops)} ± {spread}", accounted)
+
+
+def _smallest_batch(group: Group, setup: str | None) -> int:
+    return min((t.batch for m in group.methods for t in m.timings if t.setup == setup), default=1)
+
+
+def _best(group: Group, points: Sequence[Point]) -> Point | None:
+    """The point to print bold; None where there is nothing to choose from."""
+    if len(points) < 2:
+        return None
+    return (max if group.metric.higher_is_better else min)(points, key=group.quality)
+
+
+def _front(group: Group, points: Sequence[Point]) -> list[int]:
+    values = [group.quality(p) for p in points]
+    return pareto([p.gflops for p in points], values, higher_is_better=group.metric.higher_is_better)
+
+
+def _front_labels(group: Group) -> list[str]:
+    """Methods with a point on the front of all points."""
+    owned = [(m.label, p) for m in group.methods for p in m.points]
+    return [owned[i][0] for i in _front(group, [p for _, p in owned])]
+
+
+def _reference(group: Group, method: Method, timing: Timing) -> tuple[str, Timing] | None:
+    """What a point's savings are measured against, at the same batch on the same setup."""
+
+    def same(candidates: Iterable[Timing]) -> list[Timing]:
+        return [t for t in candidates if (t.batch, t.setup) == (timing.batch, timing.setup) and t.ok and t.gflops]
+
+    own = same(method.timings)
+    if len(own) > 1:
+        reference = max(own, key=lambda t: t.gflops or 0.0)
+        return (reference.point, reference) if reference is not timing else None
+    static = [(m.label, t) for m in group.methods if not m.about["adapts"] for t in same(m.timings)]
+    return max(static, key=lambda entry: entry[1].gflops or 0.0, default=None)
+
+
+def _named(method: Method, point: Point) -> str:
+    return method.label if point is method.default else f"{method.label} at {point.name}"
