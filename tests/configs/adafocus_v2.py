@@ -5,7 +5,7 @@
 The folder named by FOCUSBENCH_TEST_CLIPS holds `train.txt` and `val.txt` (lines of `file label`) beside the videos.
 """
 
-custom_imports = dict(imports=["harness.data.clips", "adafocus.v2"])
+custom_imports = dict(imports=["adafocus.v2"])
 default_scope = "mmaction"
 
 model = dict(
