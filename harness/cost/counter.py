@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import conv_flop_count, flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 aten = torch.ops.aten
 Formula = Callable[[Sequence[Any], Mapping[str, Any], Any], float]
@@ -170,16 +170,25 @@ def _twice(forward: Formula) -> Formula:
     return lambda args, kwargs, out: 2 * forward(args, kwargs, out)
 
 
+def _convolution(args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> float:
+    """`aten.convolution`: input, weight, bias, stride, padding, dilation, transposed, ..."""
+    return _convolved(args[0], args[1], args[0] if args[6] else out)
+
+
+def _plain_convolution(args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> float:
+    """Kernels whose input and weight come first and which do not transpose."""
+    return _convolved(args[0], args[1], out)
+
+
 def _convolution_backward(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
     """As much as the forward for each gradient asked for (torch's formula ignores groups)."""
     grad, x, weight, transposed, mask = args[0], args[1], args[2], args[7], args[10]
-    forward = conv_flop_count(list(x.shape), list(weight.shape), list(grad.shape), transposed=transposed) / 2
-    return forward * (bool(mask[0]) + bool(mask[1]))
+    return _convolved(x, weight, x if transposed else grad) * (bool(mask[0]) + bool(mask[1]))
 
 
-def _convolution(args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> float:
-    """Convolution kernels whose weight comes second and which do not transpose."""
-    return conv_flop_count(list(args[0].shape), list(args[1].shape), list(out.shape)) / 2
+def _convolved(x: Tensor, weight: Tensor, sites: Tensor) -> float:
+    """The whole weight is used once at every site (output pixel, or input pixel where transposed) of a row."""
+    return x.shape[0] * prod(sites.shape[2:]) * weight.numel()
 
 
 def _attention(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
@@ -204,6 +213,11 @@ def _attention_macs(query: Sequence[int], keys: int, width: int, heads: int) -> 
 
 
 FORMULAS: dict[Any, Formula] = {
+    aten.convolution: _convolution,
+    aten.mm: _mm(0),
+    aten.bmm: _mm(0),
+    aten.addmm: _mm(1),
+    aten.baddbmm: _mm(1),
     aten.mv: _mm(0),
     aten.dot: _mm(0),
     aten.vdot: _mm(0),
@@ -219,12 +233,12 @@ FORMULAS: dict[Any, Formula] = {
     aten._cudnn_rnn: _cudnn_recurrent,
     aten._cudnn_rnn_backward: _twice(_cudnn_recurrent),
     aten.convolution_backward: _convolution_backward,
-    aten.mkldnn_convolution: _convolution,
-    aten.cudnn_convolution_relu: _convolution,
-    aten.cudnn_convolution_add_relu: _convolution,
-    aten._conv_depthwise2d: _convolution,
-    aten.conv_depthwise3d: _convolution,
+    aten.mkldnn_convolution: _plain_convolution,
+    aten.cudnn_convolution_relu: _plain_convolution,
+    aten.cudnn_convolution_add_relu: _plain_convolution,
+    aten._conv_depthwise2d: _plain_convolution,
+    aten.conv_depthwise3d: _plain_convolution,
     aten._native_multi_head_attention: _attention,
     aten._transformer_encoder_layer_fwd: _encoder_layer,
 }
-"""Formulas that replace or complete torch's."""
+"""Formulas that complete torch's, correct them (gradients of grouped convolution), or are quicker to reach."""
