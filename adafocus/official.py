@@ -85,9 +85,9 @@ def read_official(path: Path | str) -> dict[str, Any]:
     Raises:
         CheckpointError: The file holds anything else, or is broken.
     """
-    scalar = np.core.multiarray.scalar if np.lib.NumpyVersion(np.__version__) < "2.0.0" else np._core.multiarray.scalar
-    numbers = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64")]
-    allowed = [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *numbers]
+    scalar: Any = np.float64(0).__reduce__()[0]  # NumPy's own function that rebuilds a scalar
+    numbers: list[Any] = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64")]
+    allowed: list[Any] = [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *numbers]
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)

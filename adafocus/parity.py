@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from adafocus.official import convert
 from harness.parity import ParityCase
@@ -46,21 +47,24 @@ def _load(cls: type[AdaFocusV2], case: ParityCase) -> AdaFocusV2:
 
 
 def _evaluation(model: AdaFocusV2, clip_BT3HW: Tensor) -> dict[str, np.ndarray]:
+    """One forward with all heads; what each part returned is caught by hooks."""
     seen: dict[str, Tensor] = {}
-    handles = [
-        part.register_forward_hook(lambda _m, _a, out, name=name: seen.update({name: out}))
-        for name, part in (("global", model.glance_head), ("local", model.focus_head), ("policy", model.policy))
-    ]
+
+    def catch(name: str, part: nn.Module) -> RemovableHandle:
+        return part.register_forward_hook(lambda _module, _inputs, output: seen.update({name: output}))
+
+    steps = [f"step {k}" for k in range(model.frames)]
+    handles = [catch("global", model.glance_head), catch("local", model.focus_head), catch("policy", model.policy)]
+    handles += [catch(name, head) for name, head in zip(steps, model.classifier.heads, strict=True)]
     clips = {"frames": torch.empty_like(clip_BT3HW)}
     clips["frames"][:, model.order] = clip_BT3HW  # the pair's frames are in processing order already
     batch = len(clip_BT3HW)
     with torch.inference_mode():
-        steps = model.infer_exits(clips, trace=Trace(batch))
         logits = model.infer(clips, trace=Trace(batch, training_parts=True))
     for handle in handles:
         handle.remove()
     outputs = {
-        "step_logits": steps,
+        "step_logits": torch.stack([seen[name].reshape(batch, -1) for name in steps], dim=1),
         "logits": logits,
         "global_logits": seen["global"].unflatten(0, (batch, -1)),
         "local_logits": seen["local"].unflatten(0, (batch, -1)),
@@ -78,7 +82,7 @@ def _training_step(model: AdaFocusV2, clip_BT3HW: Tensor, case: ParityCase) -> d
     losses = model.losses(clip_BT3HW.double(), torch.from_numpy(case.arrays["labels"]), given)
     total = torch.stack(list(losses.values())).sum()
     total.backward()
-    outputs = {
+    outputs: dict[str, Tensor | None] = {
         "total": total,
         "loss_cat_learned": 2 * losses["loss_learned"],
         "loss_cat_random": 2 * losses["loss_random"],
@@ -90,4 +94,4 @@ def _training_step(model: AdaFocusV2, clip_BT3HW: Tensor, case: ParityCase) -> d
     for theirs, ours in _MODULES.items():
         gradients = [p.grad for p in model.get_submodule(ours).parameters() if p.grad is not None]
         outputs[f"gradnorm_{theirs}"] = torch.stack([g.norm() for g in gradients]).norm()
-    return {name: value.detach().numpy() for name, value in outputs.items()}
+    return {name: value.detach().numpy() for name, value in outputs.items() if value is not None}

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmaction.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adafocus.official import Converted, convert
 from adafocus.order import frame_order
 from adafocus.parity import v2_outputs
+from adafocus.policy import PatchPolicy, scattered
 from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage
 from harness.errors import UsageError, unknown
 from harness.layers.backbones import build_backbone
@@ -33,6 +33,8 @@ from harness.layers.running_max import RunningMaxClassifier
 from harness.parity import ParityCase
 from harness.recognizer import Clips, EfficientRecognizer
 from harness.trace import Trace
+
+from mmaction.registry import MODELS
 
 CARD = {
     "name": "adafocus-v2",
@@ -374,7 +376,7 @@ class AdaFocusV2(EfficientRecognizer):
         Returns the running maxima (B, end - start, H) and the memory afterwards.
         """
         steps = self.order[start:end]
-        count = {"videos": videos, "rows": end - start}
+        count: dict[str, Any] = {"videos": videos, "rows": end - start}
         x_BT3HW = frames[:, steps]
         with trace.event("glance", shape=(3, self.glance_side, self.glance_side), variant=self.glance_name, **count):
             x_N3HW = self.normalise(x_BT3HW.flatten(0, 1))
@@ -395,7 +397,7 @@ class AdaFocusV2(EfficientRecognizer):
             self._auxiliary(glance_ND, focus_ND, trace, count)
         if trace.details:
             boxes = crop_boxes(actions, self.patch_size, self.resolution)
-            trace.note_boxes("focus", steps.tolist(), boxes, videos)
+            trace.note_boxes("focus", steps.tolist(), boxes, None if videos is None else videos.tolist())
         return peaks, _Memory(state, peaks[:, -1])
 
     def _last_logits(self, peaks_BTH: Tensor, trace: Trace) -> Tensor:
@@ -424,59 +426,6 @@ class AdaFocusV2(EfficientRecognizer):
         if self.glance_resize == "area":
             return F.interpolate(x_N3HW, size=self.glance_side, mode="area")
         return F.interpolate(x_N3HW, size=self.glance_side, mode="bilinear", align_corners=True)
-
-
-class PatchPolicy(nn.Module):
-    """Where to look: per frame a 1x1 convolution and a linear layer, over frames a GRU, out of it (a_y, a_x).
-
-    Args:
-        dim: Channels of the glance map.
-        side: Height and width of the glance map.
-        channels: Of the 1x1 convolution.
-        hidden: Width of the linear layer and the GRU.
-        centred: Start near (0.5, 0.5).
-
-    Source: paper section 3.2; adafocus.md 5.1.
-    """
-
-    def __init__(self, dim: int, side: int, channels: int, hidden: int, *, centred: bool = False) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(
-            nn.Conv2d(dim, channels, 1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.Tanh(),
-            nn.Flatten(),
-            nn.Linear(channels * side * side, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.Tanh(),
-        )
-        self.gru = nn.GRU(hidden, hidden, batch_first=True)
-        self.fc = nn.Linear(hidden, 2)
-        if centred:
-            nn.init.normal_(self.fc.weight, std=0.01)
-            nn.init.zeros_(self.fc.bias)
-
-    def forward(self, maps_BTDHW: Tensor, state_1BH: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Actions (B, T, 2) in [0, 1] and the GRU's state after the last frame (1, B, H).
-
-        Runs in the weights' precision, also inside autocast: bfloat16 would move the patch.
-        """
-        with torch.autocast(maps_BTDHW.device.type, enabled=False):
-            maps = maps_BTDHW.to(self.fc.weight.dtype)
-            codes_BTH = self.encoder(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
-            out, state_1BH = self.gru(codes_BTH, state_1BH)
-            return torch.sigmoid(self.fc(out)), state_1BH
-
-
-def scattered(x_BT3HW: Tensor) -> Tensor:
-    """Places (B, T, 2) that look random but follow from each frame's own pixels.
-
-    So a reference with random patches gives a video the same result in any batch and every run.
-    """
-    bits = (x_BT3HW.sum((2, 3, 4), dtype=torch.float64) * 1024).long()
-    for _ in range(3):  # mix all bits into the low 32 (a multiplicative hash with xor-shifts)
-        bits = ((bits ^ (bits >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
-    return torch.stack((bits & 0xFFFF, bits >> 16), dim=-1).float() / 0xFFFF
 
 
 def _every_step(logits_BTC: Tensor, target_B: Tensor) -> Tensor:
