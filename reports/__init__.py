@@ -29,6 +29,6 @@ def build(work_dirs: Iterable[Path], out: Path, *, allow_mixed: bool = False) ->
     Raises:
         BenchError: nothing to report, a damaged record, or mixed datasets.
     """
-    from reports.build import write_report
+    from reports.writing import write_report
 
     return write_report(work_dirs, out, allow_mixed=allow_mixed)

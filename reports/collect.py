@@ -123,6 +123,13 @@ class Group:
         return int(self.dataset["videos"][self.protocol["test_split"]])
 
     @property
+    def disclosures(self) -> list[str]:
+        """What a reader must know of the data, every line once."""
+        return list(
+            dict.fromkeys(d for m in self.methods for r in m.records for d in r.result["dataset"]["disclosures"])
+        )
+
+    @property
     def setups(self) -> list[str]:
         """Machine and settings that latencies were taken on; the one with most timings first."""
         counts: dict[str, int] = defaultdict(int)
@@ -156,12 +163,12 @@ def collect(work_dirs: Iterable[Path | str], *, allow_mixed: bool = False) -> Re
         BenchError: nothing was recorded, a record is damaged, or one table would mix two versions of a
             dataset and `allow_mixed` is off.
     """
-    work_dirs = [Path(w) for w in work_dirs]
-    evaluations = read_records(work_dirs, "evaluation")
-    latencies = read_records(work_dirs, "latency")
-    failures = _failures(work_dirs, {str(r.result["key"]) for r in (*evaluations, *latencies)})
+    folders = [Path(w) for w in work_dirs]
+    evaluations = read_records(folders, "evaluation")
+    latencies = read_records(folders, "latency")
+    failures = _failures(folders, {str(r.result["key"]) for r in (*evaluations, *latencies)})
     if not evaluations:
-        where = ", ".join(map(str, work_dirs))
+        where = ", ".join(map(str, folders))
         why = "".join(f"\n  {f['what']}: {f['reason']}" for f in failures)
         raise BenchError(f"no finished evaluation in {where}; run `bench.py run` first{why}")
     parts: dict[str, list[Record]] = defaultdict(list)
@@ -327,7 +334,11 @@ def _exits(counts: Sequence[Sequence[int]]) -> tuple[float, ...] | None:
 def _labels(records: Sequence[Record]) -> list[str]:
     """Titles, with whatever tells methods of the same title apart."""
     facts = [
-        {**_flat(r.result["method"]["settings"]), "size": r.result["method"]["size"], "init": r.result["initialisation"]}
+        {
+            **_flat(r.result["method"]["settings"]),
+            "size": r.result["method"]["size"],
+            "init": r.result["initialisation"],
+        }
         for r in records
     ]
     titles = [str(r.result["method"]["title"]) for r in records]
@@ -351,12 +362,12 @@ def _title(groups: Sequence[Group]) -> None:
     for i, group in enumerate(groups):
         group.anchor = f"group-{i}"
         rivals = [g for g in groups if g.dataset["name"] == group.dataset["name"]]
-        extra = []
-        if len({g.dataset["resolution"] for g in rivals}) > 1:
-            extra.append(f"{group.dataset['resolution']} px")
-        for key in sorted(set(group.protocol) - set(NOT_COMPARED)):
-            if len({json.dumps(g.protocol.get(key)) for g in rivals}) > 1:
-                extra.append(f"{key.replace('_', ' ')} {group.protocol[key]}")
+        extra = [f"{group.dataset['resolution']} px"] if len({g.dataset["resolution"] for g in rivals}) > 1 else []
+        extra += [
+            f"{key.replace('_', ' ')} {group.protocol[key]}"
+            for key in sorted(set(group.protocol) - set(NOT_COMPARED))
+            if len({json.dumps(g.protocol.get(key)) for g in rivals}) > 1
+        ]
         group.title = group.dataset["title"] + (f" ({', '.join(extra)})" if extra else "")
 
 

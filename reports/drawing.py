@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,22 +16,57 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 PALETTE = (
-    "#0173b2", "#d9622b", "#1f9e78", "#c2549d", "#b8860b", "#4aa3df", "#7a5bb8", "#8b5a3c", "#c23b4b", "#607d8b",
-    "#6b8e23", "#2f8f9d",
+    "#0173b2",
+    "#d9622b",
+    "#1f9e78",
+    "#c2549d",
+    "#b8860b",
+    "#4aa3df",
+    "#7a5bb8",
+    "#8b5a3c",
+    "#c23b4b",
+    "#607d8b",
+    "#6b8e23",
+    "#2f8f9d",
 )
 MARKERS = "osD^vPX<>hp*d"
 INK, FAINT, GRID, PAPER = "#1c2026", "#6a7280", "#dfe3e8", "#fefefe"
 """Colours of everything that is not data; in the page they follow its light or dark theme."""
 THEME = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--line)", PAPER: "var(--card)"}
-SETTINGS = {
-    "figure.dpi": 100, "savefig.dpi": 200, "font.family": "DejaVu Sans", "font.size": 9, "text.parse_math": False,
-    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 10,
-    "axes.labelsize": 9, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.7, "grid.color": GRID,
-    "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "axes.titlecolor": INK,
-    "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.frameon": False, "legend.fontsize": 8,
-    "figure.facecolor": PAPER, "axes.facecolor": "none", "pdf.fonttype": 42, "svg.fonttype": "none",
+SETTINGS: Any = {
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.parse_math": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.7,
+    "grid.color": GRID,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
 }
 
 
@@ -77,12 +114,14 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
 
     Matplotlib escapes every string it writes; `description` (for screen readers) is escaped here.
     """
-    import html
-
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name, "figure.facecolor": "none"}):
         figure.savefig(
-            buffer, format="svg", bbox_inches="tight", pad_inches=0.02, transparent=True,
+            buffer,
+            format="svg",
+            bbox_inches="tight",
+            pad_inches=0.02,
+            transparent=True,
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     svg = buffer.getvalue()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.metrics import classes_without_positives
 from harness.records import Record
 from reports.collect import Group, Report
 from reports.drawing import PALETTE
-from reports.tables import Table
+from reports.tables import findings
+from reports.text import Table
 
 
 def page(report: Report, shown: Mapping[str, GroupPictures], tables: Mapping[str, Sequence[Table]]) -> str:
@@ -26,7 +28,11 @@ def page(report: Report, shown: Mapping[str, GroupPictures], tables: Mapping[str
         tables: Group anchor -> headline table first, then those that are folded away.
     """
     environment = Environment(
-        loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.globals.update(palette=PALETTE, swatch=_swatch)
     records = [r for g in report.groups for m in g.methods for r in m.records]
@@ -37,7 +43,7 @@ def page(report: Report, shown: Mapping[str, GroupPictures], tables: Mapping[str
         latencies=len(report.latencies),
         newest=max(r.result["created"] for r in records)[:10],
         provenance=_provenance([*records, *report.latencies]),
-        style=Markup(environment.get_template("page.css").render()),  # noqa: S704 - our own file
+        style=Markup(environment.get_template("page.css").render()),
     )
 
 
@@ -50,7 +56,7 @@ class GroupPictures:
 
     def add(self, kind: str, title: str, caption: str, svg: str) -> None:
         """Add an SVG made by `drawing.inline_svg`, which has escaped its strings."""
-        getattr(self, kind).append((title, caption, Markup(svg)))  # noqa: S704 - escaped by its maker
+        getattr(self, kind).append((title, caption, Markup(svg)))
 
 
 def _swatch(style: int | None) -> str:
@@ -58,8 +64,6 @@ def _swatch(style: int | None) -> str:
 
 
 def _group(group: Group, pictures: GroupPictures, tables: Sequence[Table]) -> dict[str, Any]:
-    from reports.tables import findings
-
     dataset = group.dataset
     return {
         "title": group.title,
@@ -71,7 +75,7 @@ def _group(group: Group, pictures: GroupPictures, tables: Sequence[Table]) -> di
         "folded": tables[1:],
         "plots": pictures.plots,
         "strips": pictures.strips,
-        "disclosures": list(dict.fromkeys(d for m in group.methods for r in m.records for d in r.result["dataset"]["disclosures"])),
+        "disclosures": group.disclosures,
         "departures": [(m.label, found) for m in group.methods if (found := _departures(m.records))],
         "methods": [_method(m.label, m.records) for m in group.methods],
         "protocol": [(k.replace("_", " "), _text(v)) for k, v in group.protocol.items()],
@@ -109,18 +113,19 @@ def _departures(records: Sequence[Record]) -> list[str]:
 
 
 def _method(label: str, records: Sequence[Record]) -> dict[str, Any]:
-    first = records[0].result
+    first, about = records[0].result, records[0].result["method"]
     stages = [
-        f"{s['name']} ({s['method']}): {s['epochs']} epochs, {s['samples']} samples, {s['seconds']:.0f} s" + (", shared" if s["shared"] else "")
+        f"{s['name']} ({s['method']}): {s['epochs']} epochs, {s['samples']} samples, {s['seconds']:.0f} s"
+        + (", shared" if s["shared"] else "")
         for s in first["training"]["stages"]
     ]
     checks = [r.result["cost"]["whole_check"]["max_relative_difference"] for r in records]
     return {
         "label": label,
         "facts": [
-            ("class", f"{first['method']['class']} (version {first['method']['version']}, size {first['method']['size']}, {first['method']['year']})"),
-            ("source", first["method"]["source"]),
-            ("settings", _text(first["method"]["settings"])),
+            ("class", f"{about['class']} (version {about['version']}, size {about['size']}, {about['year']})"),
+            ("source", about["source"]),
+            ("settings", _text(about["settings"])),
             ("initialisation", first["initialisation"]),
             ("training", "; ".join(stages) or "none here"),
             ("seeds", ", ".join(str(r.result["seed"]) for r in records)),

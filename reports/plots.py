@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,7 +31,13 @@ def over_gflops(group: Group) -> Figure:
 def over_latency(group: Group) -> Figure | None:
     """The main metric over median latency at the smallest batch; None where nothing was timed."""
     setup = group.setups[0] if group.setups else None
-    timed = [(m, p, t) for m in group.methods for p in m.points for t in m.timings if (t.point, t.setup) == (p.name, setup) and t.ok]
+    timed = [
+        (m, p, t)
+        for m in group.methods
+        for p in m.points
+        for t in m.timings
+        if (t.point, t.setup) == (p.name, setup) and t.ok
+    ]
     if not timed:
         return None
     batch = min(t.batch for _, _, t in timed)
@@ -60,7 +66,9 @@ def distributions(group: Group) -> Figure | None:
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("GFLOPs of one video (executed)" + (", log scale" if logarithmic else ""))
     handles = [
-        Line2D([], [], marker="d", linestyle="", markersize=5, markerfacecolor=PAPER, markeredgecolor=INK, label="mean"),
+        Line2D(
+            [], [], marker="d", linestyle="", markersize=5, markerfacecolor=PAPER, markeredgecolor=INK, label="mean"
+        ),
         Patch(color=FAINT, alpha=0.6, label="share of the videos"),
     ]
     axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
@@ -81,7 +89,15 @@ def exits(group: Group) -> Figure | None:
         axes.barh(range(len(rows)), share, left=left, color=colours[step], height=0.74, edgecolor=PAPER, linewidth=0.6)
         for row in np.flatnonzero(share >= 7):
             ink = "#1c1c1c" if step < steps * 0.45 else "#ffffff"
-            axes.text(left[row] + share[row] / 2, row, f"{share[row]:.0f}", ha="center", va="center", fontsize=7, color=ink)
+            axes.text(
+                left[row] + share[row] / 2,
+                float(row),
+                f"{share[row]:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color=ink,
+            )
         left += share
     axes.set_xlim(0, 100)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -89,7 +105,15 @@ def exits(group: Group) -> Figure | None:
     axes.grid(visible=False)
     shown = range(steps) if steps <= 10 else np.unique(np.linspace(0, steps - 1, 8).round().astype(int))
     handles = [Patch(color=colours[k], label=str(k + 1)) for k in shown]
-    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(handles), columnspacing=0.9, handlelength=0.9, borderaxespad=0.2)
+    axes.legend(
+        handles=handles,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=len(handles),
+        columnspacing=0.9,
+        handlelength=0.9,
+        borderaxespad=0.2,
+    )
     return figure
 
 
@@ -104,13 +128,23 @@ def components(group: Group) -> Figure:
         else:
             width = np.array([m.default.components.get(name, 0.0) for m in group.methods])
         tint = FAINT if name == "other" else PALETTE[i % len(PALETTE)]
-        axes.barh(range(len(left)), width, left=left, color=tint, height=0.7, edgecolor=PAPER, linewidth=0.6, label=short(name, 22))
+        axes.barh(
+            range(len(left)),
+            width,
+            left=left,
+            color=tint,
+            height=0.7,
+            edgecolor=PAPER,
+            linewidth=0.6,
+            label=short(name, 22),
+        )
         left += width
     axes.set_ylim(len(left) - 0.5, -0.5)
     axes.set_xlabel("GFLOPs per video (executed, mean)")
     axes.grid(visible=False, axis="y")
     columns = 4 if max(map(len, names)) < 14 else 2
-    axes.legend(loc="upper right", bbox_to_anchor=(1.01, -0.5 / figure.get_size_inches()[1]), ncols=columns, columnspacing=1.2, handlelength=1)
+    below = (1.01, -0.5 / figure.get_size_inches()[1])
+    axes.legend(loc="upper right", bbox_to_anchor=below, ncols=columns, columnspacing=1.2, handlelength=1)
     return figure
 
 
@@ -122,7 +156,12 @@ def _tradeoff(group: Group, marks: Sequence[Mark], label: str) -> Figure:
     drawn = [m for m in group.methods if any(m.label == n for n, _ in where)]
     for method in drawn:
         for curve in method.curves():
-            _curve(group, axes, method, [(where[method.label, p.name], p) for p in curve if (method.label, p.name) in where])
+            _curve(
+                group,
+                axes,
+                method,
+                [(where[method.label, p.name], p) for p in curve if (method.label, p.name) in where],
+            )
         for point in method.points:
             if (method.label, point.name) in where:
                 _mark(group, axes, method, point, where[method.label, point.name])
@@ -130,21 +169,39 @@ def _tradeoff(group: Group, marks: Sequence[Mark], label: str) -> Figure:
     _widen(axes, [x for _, _, x in marks])
     axes.set_xlabel(label)
     axes.set_ylabel(f"{group.metric.title} ({group.metric.unit})")
-    handles = [
-        Line2D([], [], color=colour(m.style), marker=marker(m.style), markersize=5.5, markeredgecolor=PAPER, linewidth=1.4, label=short(m.label, 30))
-        for m in drawn
-    ]
+    handles = [_key(m) for m in drawn]
     handles.append(Line2D([], [], color=FAINT, linestyle=(0, (4, 2)), linewidth=1, label="Pareto front"))
-    columns = 3 if max(len(h.get_label()) for h in handles) < 20 else 2
+    columns = 3 if max(len(m.label) for m in drawn) < 20 else 2
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.02, -0.17), ncols=columns, columnspacing=1.4)
     return figure
+
+
+def _key(method: Method) -> Line2D:
+    """A method's entry in the legend."""
+    tint, shape = colour(method.style), marker(method.style)
+    return Line2D(
+        [],
+        [],
+        color=tint,
+        marker=shape,
+        markersize=5.5,
+        markeredgecolor=PAPER,
+        linewidth=1.4,
+        label=short(method.label, 30),
+    )
 
 
 def _front_line(group: Group, axes: Axes, marks: Sequence[Mark]) -> None:
     values = [group.quality(p) for _, p, _ in marks]
     front = pareto([x for _, _, x in marks], values, higher_is_better=group.metric.higher_is_better)
     axes.step(
-        [marks[i][2] for i in front], [values[i] for i in front], where="post", color=FAINT, linestyle=(0, (4, 2)), linewidth=1, zorder=1
+        [marks[i][2] for i in front],
+        [values[i] for i in front],
+        where="post",
+        color=FAINT,
+        linestyle=(0, (4, 2)),
+        linewidth=1,
+        zorder=1,
     )
 
 
@@ -152,7 +209,9 @@ def _curve(group: Group, axes: Axes, method: Method, found: Sequence[tuple[float
     found = sorted(found, key=lambda entry: entry[0])
     estimates = [p.metrics[group.metric.name] for _, p in found]
     xs, tint = [x for x, _ in found], colour(method.style)
-    axes.fill_between(xs, [e.low for e in estimates], [e.high for e in estimates], color=tint, alpha=0.12, linewidth=0, zorder=2)
+    axes.fill_between(
+        xs, [e.low for e in estimates], [e.high for e in estimates], color=tint, alpha=0.12, linewidth=0, zorder=2
+    )
     axes.plot(xs, [e.value for e in estimates], color=tint, linewidth=1.4, zorder=3)
 
 
@@ -163,8 +222,15 @@ def _mark(group: Group, axes: Axes, method: Method, point: Point, x: float) -> N
     if default:
         axes.vlines(x, estimate.low, estimate.high, color=tint, linewidth=1.1, zorder=4)
     axes.plot(
-        x, estimate.value, marker=marker(method.style), markersize=8 if default else 4.6, color=tint, linestyle="",
-        markeredgecolor=PAPER, markeredgewidth=0.8, zorder=6 if default else 5,
+        x,
+        estimate.value,
+        marker=marker(method.style),
+        markersize=8 if default else 4.6,
+        color=tint,
+        linestyle="",
+        markeredgecolor=PAPER,
+        markeredgewidth=0.8,
+        zorder=6 if default else 5,
     )
 
 
@@ -177,7 +243,9 @@ def _widen(axes: Axes, xs: Sequence[float]) -> None:
 
 def _varied(method: Method) -> list[Point]:
     """Points that show a method's distribution: the default and, of those that differ per video, evenly chosen ones."""
-    varied = sorted((p for p in method.points if p is not method.default and p.gflops_std > 1e-3 * p.gflops), key=lambda p: p.gflops)
+    varied = sorted(
+        (p for p in method.points if p is not method.default and p.gflops_std > 1e-3 * p.gflops), key=lambda p: p.gflops
+    )
     room = ROWS_PER_METHOD - 1
     if len(varied) > room:
         varied = [varied[i] for i in np.linspace(0, len(varied) - 1, room).round().astype(int)]
@@ -192,12 +260,34 @@ def _per_video(point: Point, name: str) -> np.ndarray:
 def _ridge(axes: Axes, row: int, data: np.ndarray, edges: np.ndarray, tint: str, point: Point) -> None:
     axes.axhline(row + 0.32, color=GRID, linewidth=0.8, zorder=1)
     if point.gflops_std <= 1e-3 * point.gflops:
-        axes.plot([point.gflops] * 2, [row + 0.32, row - 0.42], color=tint, linewidth=2.2, solid_capstyle="butt", zorder=3)
+        axes.plot(
+            [point.gflops] * 2, [row + 0.32, row - 0.42], color=tint, linewidth=2.2, solid_capstyle="butt", zorder=3
+        )
     else:
         counts, _ = np.histogram(data, edges)
         height = 0.82 * counts / counts.max()
-        axes.bar(edges[:-1], -height, width=np.diff(edges), bottom=row + 0.32, align="edge", color=tint, alpha=0.85, linewidth=0)
-    axes.plot(point.gflops, row + 0.32, marker="d", markersize=5, color=PAPER, markeredgecolor=INK, markeredgewidth=0.9, linestyle="", zorder=5)
+        axes.bar(
+            edges[:-1],
+            -height,
+            width=np.diff(edges),
+            bottom=row + 0.32,
+            align="edge",
+            color=tint,
+            alpha=0.85,
+            linewidth=0,
+        )
+    axes.plot(
+        point.gflops,
+        row + 0.32,
+        marker="d",
+        markersize=5,
+        color=PAPER,
+        markeredgecolor=INK,
+        markeredgewidth=0.9,
+        linestyle="",
+        zorder=5,
+        clip_on=False,
+    )
 
 
 def _rows(labels: Sequence[str], *, height: float) -> tuple[Figure, Axes]:
@@ -210,7 +300,7 @@ def _rows(labels: Sequence[str], *, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _largest(parts: Sequence[dict[str, float]] | Sequence, limit: int) -> list[str]:
+def _largest(parts: Sequence[Mapping[str, float]], limit: int) -> list[str]:
     """Component names by total cost; beyond `limit` they are one, `other`."""
     total: dict[str, float] = {}
     for part in parts:
@@ -222,14 +312,20 @@ def _largest(parts: Sequence[dict[str, float]] | Sequence, limit: int) -> list[s
 
 PLOTS: dict[str, tuple[str, Callable[[Group], Figure | None], str]] = {
     "accuracy-gflops": (
-        "Accuracy over GFLOPs", over_gflops,
-        "Large marks: the default point with its 95 % interval over videos; small marks: other operating points of the same training.",
+        "Accuracy over GFLOPs",
+        over_gflops,
+        "Large marks: the default point with its 95 % interval over videos; small marks: other operating points "
+        "of the same training.",
     ),
     "accuracy-latency": (
-        "Accuracy over latency", over_latency, "The same operating points, timed on real videos on one machine."
+        "Accuracy over latency",
+        over_latency,
+        "The same operating points, timed on real videos on one machine.",
     ),
     "gflops-distribution": (
-        "GFLOPs from video to video", distributions, "A method that adapts spends more on some videos than on others; a line: every video costs the same."
+        "GFLOPs from video to video",
+        distributions,
+        "A method that adapts spends more on some videos than on others; a line: every video costs the same.",
     ),
     "exits": ("Exits", exits, "After how many steps the videos leave, at each budget."),
     "components": ("Where the GFLOPs go", components, "Executed components at the default point."),

@@ -1,50 +1,15 @@
-"""The tables of a report as rows of text, written as Markdown or LaTeX (booktabs); the page renders the same rows."""
+"""The tables of a report: headline, operating points, savings, timings; and what they say, in sentences."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from reports.collect import Estimate, Group, Method, Point, pareto
+from reports.text import Cell, Column, Row, Table
 from reports.timings import Timing
 
 NONE = "–"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column head: `title`, `unit` in a second line, `help` where the page explains it."""
-
-    title: str
-    unit: str = ""
-    help: str = ""
-    numeric: bool = True
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What a cell says: the number, and beside it in small type its spread."""
-
-    text: str
-    note: str = ""
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    cells: tuple[Cell, ...]
-    style: int | None = None
-    """Colour index of the method, for the page's swatch."""
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    note: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
 
 
 def headline(group: Group) -> Table:
@@ -60,7 +25,11 @@ def headline(group: Group) -> Table:
         Column(group.metric.title, f"{group.metric.unit} [95 % over videos]"),
         Column("Seeds", "sd", "training seeds, and the standard deviation of the metric over them"),
         Column("GFLOPs", "mean ± sd over videos", "executed multiply-accumulates, in 1e9"),
-        Column("Latency", f"ms, batch {_smallest_batch(group, setup)}, median / p90", "wall clock of the model on real videos"),
+        Column(
+            "Latency",
+            f"ms, batch {_smallest_batch(group, setup)}, median / p90",
+            "wall clock of the model on real videos",
+        ),
         Column("Throughput", "videos/s (batch)", "the largest over the batch sizes timed"),
         Column("Peak memory", "MB (batch)"),
         Column("Parameters", "M"),
@@ -68,7 +37,10 @@ def headline(group: Group) -> Table:
         Column("Samples", "k", "training videos seen in all stages, repeats included"),
     )
     rows = tuple(
-        Row((Cell(m.label, "Pareto" if m.label in front else ""), *_headline_cells(group, m, setup, cost, best)), m.style)
+        Row(
+            (Cell(m.label, "Pareto" if m.label in front else ""), *_headline_cells(group, m, setup, cost, best)),
+            m.style,
+        )
         for m in group.methods
     )
     note = f"Test: {group.test_videos} videos. " + (f"Latency: {setup}." if setup else "Latency was not measured.")
@@ -126,8 +98,12 @@ def savings(group: Group) -> Table | None:
             clock = 1 - timing.s_per_video / reference[1].s_per_video
             if macs > 0.005:
                 cells = (
-                    Cell(method.label), Cell(timing.point), Cell(reference[0]), Cell(str(timing.batch)),
-                    Cell(f"{100 * macs:.0f}"), Cell(f"{100 * clock:.0f}".replace("-", "−")),
+                    Cell(method.label),
+                    Cell(timing.point),
+                    Cell(reference[0]),
+                    Cell(str(timing.batch)),
+                    Cell(f"{100 * macs:.0f}"),
+                    Cell(f"{100 * clock:.0f}".replace("-", "−")),
                     Cell(f"{clock / macs:.2f}".replace("-", "−")),
                 )
                 rows.append(Row(cells, method.style))
@@ -136,7 +112,9 @@ def savings(group: Group) -> Table | None:
     columns = (
         Column("Method", numeric=False),
         Column("Point", numeric=False),
-        Column("Against", numeric=False, help="its own costliest timed point; for a method with one point, a static one"),
+        Column(
+            "Against", numeric=False, help="its own costliest timed point; for a method with one point, a static one"
+        ),
         Column("Batch"),
         Column("MACs saved", "%"),
         Column("Wall clock saved", "%"),
@@ -147,98 +125,51 @@ def savings(group: Group) -> Table | None:
 
 def timing_table(group: Group) -> Table | None:
     """Every timing: batch sizes, setups, out of memory included; None where nothing was timed."""
-    rows = []
-    for method in group.methods:
-        for timing in sorted(method.timings, key=lambda t: (t.setup, t.point != method.default.name, t.point, t.batch)):
-            rows.append(Row((Cell(method.label), Cell(timing.point), Cell(str(timing.batch)), *_timing_cells(timing)), method.style))
+    timed = [(m, t) for m in group.methods for t in sorted(m.timings, key=lambda t: (t.setup, t.point, t.batch))]
+    rows = tuple(Row((Cell(m.label), Cell(t.point), Cell(str(t.batch)), *_timing_cells(t)), m.style) for m, t in timed)
     if not rows:
         return None
     columns = (
-        Column("Method", numeric=False), Column("Point", numeric=False), Column("Batch"),
-        Column("Median", "ms"), Column("p90", "ms"), Column("p99", "ms"), Column("Throughput", "videos/s"),
-        Column("Peak memory", "MB"), Column("Model", "ms per video"), Column("Decode", "ms per video"),
-        Column("Transform", "ms per video"), Column("Transfer", "ms per video"), Column("Setup", numeric=False),
+        Column("Method", numeric=False),
+        Column("Point", numeric=False),
+        Column("Batch"),
+        Column("Median", "ms"),
+        Column("p90", "ms"),
+        Column("p99", "ms"),
+        Column("Throughput", "videos/s"),
+        Column("Peak memory", "MB"),
+        Column("Model", "ms per video"),
+        Column("Decode", "ms per video"),
+        Column("Transform", "ms per video"),
+        Column("Transfer", "ms per video"),
+        Column("Setup", numeric=False),
     )
-    return Table(f"{group.title}: timings", "", columns, tuple(rows))
+    return Table(f"{group.title}: timings", "", columns, rows)
 
 
 def findings(group: Group) -> list[str]:
     """What a reader should take from the group, in sentences."""
-    points = [(m, p) for m in group.methods for p in m.points]
-    unit = "points" if group.metric.unit == "%" else group.metric.unit
     sign = 1 if group.metric.higher_is_better else -1
+    points = [(m, p) for m in group.methods for p in m.points]
     best = max(points, key=lambda mp: (sign * group.quality(mp[1]), -mp[1].gflops))
-    cost = cost_format([p.gflops for _, p in points])
-    value = group.metric.title
-    lines = [f"Best {value}: {_named(*best)}, {group.quality(best[1]):.1f} {group.metric.unit} at {cost(best[1].gflops)} GFLOPs."]
     near = [mp for mp in points if sign * (group.quality(best[1]) - group.quality(mp[1])) <= 1.0]
     cheap = min(near, key=lambda mp: mp[1].gflops)
+    cost = cost_format([p.gflops for _, p in points])
+
+    def described(method: Method, point: Point) -> str:
+        return f"{_named(method, point)}, {group.quality(point):.1f} {group.metric.unit} at {cost(point.gflops)} GFLOPs"
+
+    lines = [f"Best {group.metric.title}: {described(*best)}."]
     if cheap[1] is not best[1] and best[1].gflops:
-        lines.append(
-            f"Cheapest within one {unit.removesuffix('s')} of it: {_named(*cheap)}, {group.quality(cheap[1]):.1f} {group.metric.unit} "
-            f"at {cost(cheap[1].gflops)} GFLOPs ({100 * cheap[1].gflops / best[1].gflops:.0f} % of its cost)."
-        )
+        share = 100 * cheap[1].gflops / best[1].gflops
+        lines.append(f"Cheapest within one point of it: {described(*cheap)} ({share:.0f} % of its cost).")
     setup = group.setups[0] if group.setups else None
-    timed = [(mp, t) for mp in near if setup and (t := mp[0].timing(mp[1].name, _smallest_batch(group, setup), setup)) and t.ok]
+    batch = _smallest_batch(group, setup)
+    timed = [(mp, t) for mp in near if setup and (t := mp[0].timing(mp[1].name, batch, setup)) and t.ok]
     if timed:
         fast, timing = min(timed, key=lambda entry: entry[1].ms(0.5))
-        lines.append(f"Fastest within one {unit.removesuffix('s')} at batch {timing.batch}: {_named(*fast)}, {ms(timing.ms(0.5))} ms.")
+        lines.append(f"Fastest within one point of it at batch {batch}: {_named(*fast)}, {ms(timing.ms(0.5))} ms.")
     return lines
-
-
-def to_markdown(table: Table) -> str:
-    """A GitHub table; best values bold."""
-    text = markdown_text
-
-    def cell(c: Cell) -> str:
-        main = f"**{text(c.text)}**" if c.best else text(c.text)
-        return f"{main} {text(c.note)}".strip()
-
-    lines = [
-        "| " + " | ".join(text(c.title) + (f" ({text(c.unit)})" if c.unit else "") for c in table.columns) + " |",
-        "| " + " | ".join("---:" if c.numeric else ":---" for c in table.columns) + " |",
-        *("| " + " | ".join(map(cell, row.cells)) + " |" for row in table.rows),
-    ]
-    return f"## {text(table.title)}\n\n" + (f"{text(table.note)}\n\n" if table.note else "") + "\n".join(lines) + "\n"
-
-
-def markdown_text(text: str) -> str:
-    """Plain text on one line with everything escaped that Markdown or HTML could take for markup."""
-    safe = html.escape(" ".join(text.split()), quote=False)
-    return "".join("\\" + c if c in "\\`*_{}[]|#~$" else c for c in safe)
-
-
-def to_latex(table: Table, label: str) -> str:
-    """A floating booktabs table; needs `booktabs` and `graphicx` (it is shrunk to the line where too wide)."""
-
-    def cell(c: Cell) -> str:
-        main = rf"\textbf{{{latex(c.text)}}}" if c.best else latex(c.text)
-        return main + (rf" {{\scriptsize {latex(c.note)}}}" if c.note else "")
-
-    heads = " & ".join(latex(c.title) for c in table.columns)
-    units = " & ".join(rf"{{\scriptsize {latex(c.unit)}}}" if c.unit else "" for c in table.columns)
-    body = "\n".join("    " + " & ".join(map(cell, row.cells)) + r" \\" for row in table.rows)
-    align = "".join("r" if c.numeric else "l" for c in table.columns)
-    return (
-        "\\begin{table*}[t]\n  \\centering\n"
-        f"  \\caption{{{latex(table.title)}. {latex(table.note)}}}\n  \\label{{tab:{label}}}\n"
-        "  \\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%\n"
-        f"  \\begin{{tabular}}{{@{{}}{align}@{{}}}}\n    \\toprule\n    {heads} \\\\\n    {units} \\\\\n    \\midrule\n"
-        f"{body}\n    \\bottomrule\n  \\end{{tabular}}}}\n\\end{{table*}}\n"
-    )
-
-
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "±": r"$\pm$", "–": "--", "−": "$-$", "×": r"$\times$", "…": r"\dots{}",
-}
-
-
-def latex(text: str) -> str:
-    """Plain text with every special character escaped; brackets are grouped so that no command takes them."""
-    escaped = "".join(LATEX.get(c, c) for c in " ".join(text.split()))
-    return "{" + escaped + "}" if escaped.startswith("[") else escaped
 
 
 def cost_format(values: Iterable[float]) -> Callable[[float], str]:
@@ -261,7 +192,9 @@ def latency_cell(timing: Timing | None) -> Cell:
     return Cell(f"{ms(timing.ms(0.5))} / {ms(timing.ms(0.9))}") if timing.ok else Cell("out of memory")
 
 
-def _headline_cells(group: Group, method: Method, setup: str | None, cost: Callable[[float], str], best: Point | None) -> list[Cell]:
+def _headline_cells(
+    group: Group, method: Method, setup: str | None, cost: Callable[[float], str], best: Point | None
+) -> list[Cell]:
     point, about = method.default, method.about
     timed = [t for t in method.timings if t.setup == setup and t.point == point.name]
     first = method.timing(point.name, _smallest_batch(group, setup), setup) if setup else None

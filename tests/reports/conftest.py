@@ -39,19 +39,38 @@ class Fake:
     main: str = "top1"
 
 
-TSN = Fake("tsn", "TSN", 3.9, 0.068, knob="frames", curve=[(1, 1 / 8, 1.9), (2, 0.25, 1.2), (4, 0.5, 0.6)], fidelity="R")
+TSN = Fake(
+    "tsn", "TSN", 3.9, 0.068, knob="frames", curve=[(1, 1 / 8, 1.9), (2, 0.25, 1.2), (4, 0.5, 0.6)], fidelity="R"
+)
 V2 = Fake(
-    "adafocus-v2", "AdaFocus V2", 3.8, 0.0215, adapts=("space", "sample"), knob="budget",
+    "adafocus-v2",
+    "AdaFocus V2",
+    3.8,
+    0.0215,
+    adapts=("space", "sample"),
+    knob="budget",
     curve=[(0.2, 0.2, 1.3), (0.4, 0.4, 0.5), (0.5, 0.5, 0.25), (0.6, 0.6, 0.1), (0.75, 0.75, 0.02)],
-    components={"glance": 0.18, "policy": 0.02, "focus": 0.78, "classifier": 0.02}, looks=True,
+    components={"glance": 0.18, "policy": 0.02, "focus": 0.78, "classifier": 0.02},
+    looks=True,
     departures=("12 epochs instead of 50", "AdamW with OneCycle instead of SGD with cosine"),
 )
 RANDOM = Fake(
-    "random-patch", "Random patch", 2.2, 0.0208, adapts=("space",), fidelity="R", looks=True,
+    "random-patch",
+    "Random patch",
+    2.2,
+    0.0208,
+    adapts=("space",),
+    fidelity="R",
+    looks=True,
     components={"glance": 0.19, "focus": 0.79, "classifier": 0.02},
 )
 AR_NET = Fake(
-    "ar-net", "AR-Net", 3.0, 0.024, spread=0.25, adapts=("resolution", "time"),
+    "ar-net",
+    "AR-Net",
+    3.0,
+    0.024,
+    spread=0.25,
+    adapts=("resolution", "time"),
     components={"policy": 0.2, "backbone-64": 0.5, "backbone-32": 0.2, "backbone-16": 0.1},
 )
 USUAL = (TSN, V2, RANDOM, AR_NET)
@@ -64,15 +83,27 @@ class Factory:
         self.work_dir = work_dir
 
     def evaluation(
-        self, fake: Fake, seed: int = 0, *, videos: int = 200, dataset: str = "glyphs", fingerprint: str = "f00dfeed",
-        title: str = "Glyphs (spot)", protocol: Protocol | None = None, size: str = "tiny", **overrides: Any,
+        self,
+        fake: Fake,
+        seed: int = 0,
+        *,
+        videos: int = 200,
+        dataset: str = "glyphs",
+        fingerprint: str = "f00dfeed",
+        title: str = "Glyphs (spot)",
+        protocol: Protocol | None = None,
+        size: str = "tiny",
+        **overrides: Any,
     ) -> Record:
         """Commit an evaluation record of `fake`; `overrides` replace top-level entries."""
         protocol = protocol or Protocol()
         rng = np.random.default_rng([seed, len(fake.name), int(1000 * fake.skill)])
         targets = np.arange(videos)[:, None] % CLASSES
         names = metrics.reported(fake.main, CLASSES)
-        arrays: dict[str, np.ndarray] = {"ids": np.array([f"test/{i:05d}.mp4" for i in range(videos)]), "targets": targets}
+        arrays: dict[str, np.ndarray] = {
+            "ids": np.array([f"test/{i:05d}.mp4" for i in range(videos)]),
+            "targets": targets,
+        }
         plan = [(None, 1.0, 0.0), *fake.curve]
         ease = rng.normal(size=videos)
         points = [
@@ -81,36 +112,83 @@ class Factory:
         ]
         key = digest([fake.name, fake.settings, seed, dataset, fingerprint, plain(protocol), size, overrides])
         result = {
-            "kind": "evaluation", "key": key, "created": f"2026-11-20T12:{seed:02d}:00+00:00",
+            "kind": "evaluation",
+            "key": key,
+            "created": f"2026-11-20T12:{seed:02d}:00+00:00",
             "method": {
-                "name": fake.name, "title": fake.title, "class": "Fake", "version": 1, "size": size,
-                "settings": fake.settings, "adapts": list(fake.adapts), "fidelity": fake.fidelity,
-                "variant_of": None, "year": 2022, "source": "made up for a test", "parameters": 197_000,
+                "name": fake.name,
+                "title": fake.title,
+                "class": "Fake",
+                "version": 1,
+                "size": size,
+                "settings": fake.settings,
+                "adapts": list(fake.adapts),
+                "fidelity": fake.fidelity,
+                "variant_of": None,
+                "year": 2022,
+                "source": "made up for a test",
+                "parameters": 197_000,
             },
             "dataset": {
-                "name": dataset, "title": title, "fingerprint": fingerprint, "metric": fake.main,
+                "name": dataset,
+                "title": title,
+                "fingerprint": fingerprint,
+                "metric": fake.main,
                 "classes": [f"digit {c}" for c in range(CLASSES)],
-                "videos": {"train": 1200, "calib": 200, "val": 200, "test": videos}, "resolution": 64,
-                "decoder": {"pyav-yuv420p": videos + 1600}, "missing": [],
+                "videos": {"train": 1200, "calib": 200, "val": 200, "test": videos},
+                "resolution": 64,
+                "decoder": {"pyav-yuv420p": videos + 1600},
+                "missing": [],
                 "disclosures": ["Pre-trained on rendered stills, which show the colour of the target."],
             },
-            "protocol": protocol, "seed": seed, "initialisation": "stills",
+            "protocol": protocol,
+            "seed": seed,
+            "initialisation": "stills",
             "training": {
-                "seconds": 61.0 + seed, "own_seconds": 41.0 + seed, "samples": 14_400,
+                "seconds": 61.0 + seed,
+                "own_seconds": 41.0 + seed,
+                "samples": 14_400,
                 "stages": [
-                    {"name": "stills", "method": fake.name, "key": "s0", "epochs": 6, "seconds": 20.0, "samples": 0,
-                     "shared": True, "departures": [], "device": "cpu"},
-                    {"name": "main", "method": fake.name, "key": f"m{seed}", "epochs": 12, "seconds": 41.0 + seed,
-                     "samples": 14_400, "shared": False, "departures": list(fake.departures), "device": "cpu"},
+                    {
+                        "name": "stills",
+                        "method": fake.name,
+                        "key": "s0",
+                        "epochs": 6,
+                        "seconds": 20.0,
+                        "samples": 0,
+                        "shared": True,
+                        "departures": [],
+                        "device": "cpu",
+                    },
+                    {
+                        "name": "main",
+                        "method": fake.name,
+                        "key": f"m{seed}",
+                        "epochs": 12,
+                        "seconds": 41.0 + seed,
+                        "samples": 14_400,
+                        "shared": False,
+                        "departures": list(fake.departures),
+                        "device": "cpu",
+                    },
                 ],
-                "departures": list(fake.departures), "device": "cpu", "threads": 1,
+                "departures": list(fake.departures),
+                "device": "cpu",
+                "threads": 1,
             },
             "points": points,
             "cost": {"table": [], "whole_check": {"videos": 3, "max_relative_difference": 0.0004}},
             "provenance": {
-                "packages": {"torch": "2.15.0", "numpy": "2.4.0"}, "python": "3.11.9", "cpu": "Some CPU", "cores": 2,
-                "git": {"revision": "0123456789abcdef0123456789abcdef01234567", "dirty": False}, "gpu": [],
-                "driver": None, "machine": "aaaabbbbcccc", "platform": "Linux", "command": ["bench.py", "run", "quick"],
+                "packages": {"torch": "2.15.0", "numpy": "2.4.0"},
+                "python": "3.11.9",
+                "cpu": "Some CPU",
+                "cores": 2,
+                "git": {"revision": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
+                "gpu": [],
+                "driver": None,
+                "machine": "aaaabbbbcccc",
+                "platform": "Linux",
+                "command": ["bench.py", "run", "quick"],
             },
             "sources": {"harness.metrics": "abc"},
             **overrides,
@@ -119,8 +197,17 @@ class Factory:
         return commit_record(self.work_dir / "records" / "evaluation" / key, result, per_video=arrays, overlay=overlay)
 
     def _point(
-        self, fake: Fake, index: int, value: float | None, share: float, loss: float, rng: np.random.Generator,
-        ease: np.ndarray, targets: np.ndarray, names: list[str], arrays: dict[str, np.ndarray],
+        self,
+        fake: Fake,
+        index: int,
+        value: float | None,
+        share: float,
+        loss: float,
+        rng: np.random.Generator,
+        ease: np.ndarray,
+        targets: np.ndarray,
+        names: list[str],
+        arrays: dict[str, np.ndarray],
     ) -> dict[str, Any]:
         videos = len(targets)
         logits = rng.normal(size=(videos, CLASSES))
@@ -138,12 +225,18 @@ class Factory:
             arrays[f"{prefix}_exits"] = exits
         quantiles = {f"q{q:02d}": float(np.quantile(cost, q / 100)) for q in (5, 25, 50, 75, 95)}
         return {
-            "name": "full" if value is None else f"{fake.knob}={value:g}", "knob": fake.knob if value is not None else None,
-            "value": value, "budget": value if fake.knob == "budget" else None, "settings": {}, "prefix": prefix,
+            "name": "full" if value is None else f"{fake.knob}={value:g}",
+            "knob": fake.knob if value is not None else None,
+            "value": value,
+            "budget": value if fake.knob == "budget" else None,
+            "settings": {},
+            "prefix": prefix,
             "metrics": metrics.evaluate(logits, targets, names, n=100),
-            "gflops": {"mean": float(cost.mean()), "std": float(cost.std()), **quantiles}, "gflops_accounted": None,
+            "gflops": {"mean": float(cost.mean()), "std": float(cost.std()), **quantiles},
+            "gflops_accounted": None,
             "components": {name: part * float(cost.mean()) for name, part in fake.components.items()},
-            "frames": {"mean": 8.0, "std": 0.0}, "exits": None if exits is None else np.bincount(exits).tolist(),
+            "frames": {"mean": 8.0, "std": 0.0},
+            "exits": None if exits is None else np.bincount(exits).tolist(),
             "decisions": {},
         }
 
@@ -152,7 +245,10 @@ class Factory:
         videos = 6
         y, x = np.mgrid[:side, :side] / side
         base = np.stack([0.35 + 0.3 * x, 0.4 + 0.2 * y, 0.5 + 0.1 * x * y], axis=-1)
-        frames = np.repeat(np.repeat(base[None, None], steps, 1), videos, 0) + rng.normal(size=(videos, steps, side, side, 3)) * 0.02
+        frames = (
+            np.repeat(np.repeat(base[None, None], steps, 1), videos, 0)
+            + rng.normal(size=(videos, steps, side, side, 3)) * 0.02
+        )
         exits = np.arange(videos) % steps if fake.knob == "budget" else np.full(videos, -1)
         boxes = []
         for video in range(videos):
@@ -163,14 +259,24 @@ class Factory:
                 boxes.append((video, step, top, left, 0.5, 0.5))
         labels = np.arange(videos)
         return {
-            "frames": (255 * np.clip(frames, 0, 1)).astype(np.uint8), "ids": np.array([f"test/{i:05d}.mp4" for i in range(videos)]),
-            "labels": labels, "predictions": np.where(labels == 4, 7, labels), "exits": exits,
+            "frames": (255 * np.clip(frames, 0, 1)).astype(np.uint8),
+            "ids": np.array([f"test/{i:05d}.mp4" for i in range(videos)]),
+            "labels": labels,
+            "predictions": np.where(labels == 4, 7, labels),
+            "exits": exits,
             "boxes": np.asarray(boxes, dtype=np.float32),
         }
 
     def latency(
-        self, record: Record, point: str = "full", batch: int = 1, *, ms: float | None = None, status: str = "ok",
-        device: str = "Some CPU", kind: str = "cpu",
+        self,
+        record: Record,
+        point: str = "full",
+        batch: int = 1,
+        *,
+        ms: float | None = None,
+        status: str = "ok",
+        device: str = "Some CPU",
+        kind: str = "cpu",
     ) -> Record:
         """Commit a latency record of one operating point of `record`."""
         result = record.result
@@ -178,20 +284,36 @@ class Factory:
         cost = chosen["gflops"]["mean"]
         rng = np.random.default_rng(batch)
         ms = 2.0 + 300 * cost if ms is None else ms
-        wall = (ms * (0.4 + 0.6 * batch) / 1e3 * (1 + 0.08 * rng.exponential(size=24))).tolist() if status == "ok" else []
+        wall = (
+            (ms * (0.4 + 0.6 * batch) / 1e3 * (1 + 0.08 * rng.exponential(size=24))).tolist() if status == "ok" else []
+        )
         key = digest([result["key"], point, batch, device, status])
         latency = {
-            "kind": "latency", "key": key, "created": "2026-11-20T13:00:00+00:00", "evaluation": result["key"],
+            "kind": "latency",
+            "key": key,
+            "created": "2026-11-20T13:00:00+00:00",
+            "evaluation": result["key"],
             "method": {"name": result["method"]["name"], "size": result["method"]["size"]},
             "dataset": {"name": result["dataset"]["name"], "fingerprint": result["dataset"]["fingerprint"]},
-            "seed": result["seed"], "point": point, "batch": batch, "dtype": "float32", "compile": None,
-            "memory_format": "channels_last", "threads": 1,
+            "seed": result["seed"],
+            "point": point,
+            "batch": batch,
+            "dtype": "float32",
+            "compile": None,
+            "memory_format": "channels_last",
+            "threads": 1,
             "device": {"name": device, "kind": kind, "fingerprint": digest(device, 12), "driver": None, "clocks": {}},
-            "status": status, "wall_s": wall, "device_s": None, "videos": [batch] * len(wall),
+            "status": status,
+            "wall_s": wall,
+            "device_s": None,
+            "videos": [batch] * len(wall),
             "gflops": [cost * batch] * len(wall),
             "phases_s": {"decode": 0.004, "transform": 0.001, "transfer": 0.0001, "model": ms / 1e3},
-            "frames_decoded": 24.0, "peak_memory_bytes": 250_000_000 + 1_000_000 * batch, "warmup": 5,
-            "provenance": result["provenance"], "sources": {},
+            "frames_decoded": 24.0,
+            "peak_memory_bytes": 250_000_000 + 1_000_000 * batch,
+            "warmup": 5,
+            "provenance": result["provenance"],
+            "sources": {},
         }
         return commit_record(self.work_dir / "records" / "latency" / key, latency)
 

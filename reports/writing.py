@@ -13,7 +13,8 @@ from reports.collect import Group, Report, collect
 from reports.page import GroupPictures, page
 from reports.plots import PLOTS
 from reports.strips import strip
-from reports.tables import Table, findings, headline, markdown_text, operating_points, savings, timing_table, to_latex, to_markdown
+from reports.tables import findings, headline, operating_points, savings, timing_table
+from reports.text import Table, markdown_text, to_latex, to_markdown
 
 
 def write_report(work_dirs: Iterable[Path], out: Path, *, allow_mixed: bool = False) -> list[Path]:
@@ -59,7 +60,9 @@ def _draw(group: Group, stem: Path) -> tuple[GroupPictures, list[Path]]:
         if (figure := strip(method, group.dataset["classes"])) is not None:
             path = stem.with_name(f"{stem.name}-frames-{_slug(method.label)}-{i}")
             files += drawing.save(figure, path)
-            pictures.add("strips", method.label, "", drawing.inline_svg(figure, path.name, f"Frames and patches: {method.label}"))
+            pictures.add(
+                "strips", method.label, "", drawing.inline_svg(figure, path.name, f"Frames and patches: {method.label}")
+            )
     return pictures, files
 
 
@@ -70,11 +73,11 @@ def _markdown(report: Report, tables: dict[str, list[Table]]) -> str:
         parts.append(to_markdown(first))
         parts.append("\n".join(f"* {markdown_text(line)}" for line in [*findings(group), *group.notes]) + "\n")
         parts += [to_markdown(t) for t in others]
-        disclosures = dict.fromkeys(d for m in group.methods for r in m.records for d in r.result["dataset"]["disclosures"])
-        if disclosures:
-            parts.append("To be known with these figures:\n\n" + "\n".join(f"* {markdown_text(d)}" for d in disclosures) + "\n")
+        if lines := [f"* {markdown_text(d)}" for d in group.disclosures]:
+            parts.append("To be known with these figures:\n\n" + "\n".join(lines) + "\n")
     if report.failures:
-        parts.append("## Failed\n\n" + "\n".join(f"* {markdown_text(f['what'])}: {markdown_text(f['reason'])}" for f in report.failures) + "\n")
+        failures = (f"* {markdown_text(f['what'])}: {markdown_text(f['reason'])}" for f in report.failures)
+        parts.append("## Failed\n\n" + "\n".join(failures) + "\n")
     return "\n".join(parts)
 
 
