@@ -36,14 +36,18 @@ def read(work_dir: Path | str, key: str) -> dict[str, Any] | None:
 
 
 def commit(work_dir: Path | str, key: str, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write the weights, then the description: its rename makes the artifact exist."""
+    """Make artifact `key` of a work directory exist."""
+    write(folder(work_dir, key), state, {**description, "key": key})
+
+
+def write(target: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write the weights, then the description: its rename makes the artifact in folder `target` exist."""
     from safetensors.torch import save
 
-    target = folder(work_dir, key)
     weights = target / "model.safetensors"
     write_atomically(weights, save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
     entry = {"file": weights.name, "sha256": file_hash(weights)}
-    write_json(target / "artifact.json", {**plain(description), "key": key, "schema": SCHEMA_VERSION, "weights": entry})
+    write_json(target / "artifact.json", {**plain(description), "schema": SCHEMA_VERSION, "weights": entry})
 
 
 def discard(work_dir: Path | str, key: str) -> None:

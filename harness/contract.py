@@ -115,6 +115,8 @@ class Stage:
     """The method this stage trains instead (`tsn` for AR-Net's backbones); None trains the recognizer.
     A stage with `method` becomes that method's own artifact, shared with everyone who needs it."""
     method_settings: Mapping[str, Any] = field(default_factory=dict)
+    views_per_epoch: int = 1
+    """Training samples drawn per video and epoch."""
     departures: tuple[str, ...] = ()
     """Where this stage leaves the paper; shown in the record and the report."""
 

@@ -1,4 +1,4 @@
-"""One unit of work in a process of its own: `python -m harness.jobs WORK_DIR < spec.json`.
+"""Work in a process of its own: `python -m harness.jobs WORK_DIR < request.json`.
 
 Isolated processes keep counting apart from timing, give memory back, and let a killed run leave
 nothing behind: a job ends at once when its parent dies. Progress goes as JSON lines to the file
@@ -27,26 +27,29 @@ _stop = threading.Event()
 
 
 def main() -> int:
-    """Read a spec from standard input, do the work, report."""
-    parent = int(os.environ["BENCH_PARENT"])
-    die_with_parent(parent)
+    """Read specs from standard input, do the work one by one, report."""
+    die_with_parent(int(os.environ["BENCH_PARENT"]))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: _stop.set())
     request = json.load(sys.stdin)
-    spec = read_spec(request["spec"])
     report = _Reporter(int(os.environ["BENCH_PROGRESS"]))
-    try:
-        _work(spec, Path(sys.argv[1]), request, report)
-    except BenchError as error:
-        report({"error": str(error)})
-        return 1
-    except StopRequested:
-        return STOPPED
-    except Exception as error:  # noqa: BLE001  (the process boundary: every failure becomes a record)
-        traceback.print_exc()
-        report({"error": f"{type(error).__name__}: {error}"})
-        return 1
-    return 0
+    failed = False
+    for spec in map(read_spec, request["specs"]):
+        report.key = spec.key
+        try:
+            _work(spec, Path(sys.argv[1]), request, report)
+        except StopRequested:
+            return STOPPED
+        except BenchError as error:
+            report({"error": str(error)})
+            failed = True
+        except Exception as error:  # noqa: BLE001  (the process boundary: every failure becomes a record)
+            traceback.print_exc()
+            report({"error": f"{type(error).__name__}: {error}"})
+            failed = True
+        if _stop.is_set():
+            return STOPPED
+    return 1 if failed else 0
 
 
 def _work(spec: Any, work_dir: Path, request: Mapping[str, Any], report: _Reporter) -> None:
@@ -91,12 +94,13 @@ class _Reporter:
     def __init__(self, descriptor: int) -> None:
         self.file = os.fdopen(descriptor, "w", buffering=1)
         self.last = 0.0
+        self.key = ""
 
     def __call__(self, value: Mapping[str, Any]) -> None:
         now = time.monotonic()
         if "error" in value or now - self.last > 0.1:
             self.last = now
-            self.file.write(json.dumps(value) + "\n")
+            self.file.write(json.dumps({**value, "key": self.key}) + "\n")
 
 
 if __name__ == "__main__":

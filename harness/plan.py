@@ -9,9 +9,10 @@ from typing import Any
 
 from harness.build import PRETRAINING, build_recognizer, constructor_settings, full_settings
 from harness.contract import InitFrom, Stage
+from harness.data.glyphs import parameters
 from harness.errors import UsageError, unknown
 from harness.layers.backbones import IMAGENET_FILES
-from harness.pretraining import STILLS, pretraining_stage
+from harness.pretraining import CLASSES, pretraining_stage
 from harness.protocol import Protocol
 from harness.recipes import paper_recipe
 from harness.recognizer import EfficientRecognizer
@@ -95,11 +96,14 @@ class Planner:
         self, method: str, seed: int, changes: Mapping[str, Any], *, overridden: bool = False
     ) -> tuple[TrainSpec, ...]:
         """All training artifacts of a method, what they need first; the last is the method's own."""
+        recipe = paper_recipe(method, self.data.name, self.size)
+        if recipe is not None:
+            changes = {**recipe.settings, **changes}
         settings = self.settings(method, changes, overridden=overridden)
         done: dict[str, TrainSpec] = {}
         own: dict[str, TrainSpec] = {}
-        stages = paper_recipe(method, self.data.name, self.size) or self._recognizer(method, settings).recipe(self.size)
-        for stage in stages:
+        default = self._recognizer(method, settings).recipe(self.size)
+        for stage in recipe.stages if recipe is not None and recipe.stages else default:
             if stage.method is not None:
                 done.update((s.key, s) for s in self.chain(stage.method, seed, stage.method_settings))
                 continue
@@ -204,12 +208,11 @@ class Planner:
 
     def _stills(self, backbone: str) -> TrainSpec:
         card = self.videos.card
-        _, side = STILLS[self.size]
         return TrainSpec(
             method=PRETRAINING,
             method_version=card.version,
             settings=plain(
-                {"num_classes": _stills_classes(card), "resolution": side, "mean": list(card.mean), "std": list(card.std),
+                {"num_classes": CLASSES, "resolution": parameters(card.name, self.size).stills[0], "mean": list(card.mean), "std": list(card.std),
                  "backbone": backbone}
             ),
             stage=plain(pretraining_stage(backbone, self.size)),
@@ -247,8 +250,3 @@ def check_overrides(overrides: Overrides, methods: Sequence[str]) -> None:
         if not any(name in names for m, names in known.items() if owner in ("", m)):
             raise unknown("setting", key, sorted({n for names in known.values() for n in names}))
 
-
-def _stills_classes(card: Any) -> int:
-    from harness.data.glyphs import STILLS_CLASSES
-
-    return STILLS_CLASSES

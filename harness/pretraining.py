@@ -7,10 +7,8 @@ colour, so this leaks the localisation cue to everyone alike; reports say so (sy
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from mmaction.structures import ActionDataSample
 from torch import Tensor, nn
@@ -19,14 +17,17 @@ from torch.utils.data import Dataset
 
 from harness.build import PRETRAINING
 from harness.contract import EMPTY, ClipRequest, Stage
+from harness.data.glyphs import stills
 from harness.layers.backbones import build_backbone
 from harness.recognizer import Clips, EfficientRecognizer
 from harness.trace import Trace
 
-__all__ = ["PRETRAINING", "STILLS", "StillsDataset", "StillsRecognizer", "pretraining_stage"]
+__all__ = ["CLASSES", "PRETRAINING", "StillsDataset", "StillsRecognizer", "pretraining_stage"]
 
-STILLS = {"tiny": (5000, 32), "paper": (24000, 160)}
-"""Number of stills and their side in pixels, per size."""
+COUNTS = {"tiny": 5000, "paper": 24000}
+"""Number of stills, per size."""
+CLASSES = 10
+"""Digits, whatever the classes of the set."""
 
 
 def pretraining_stage(backbone: str, size: str) -> Stage:
@@ -66,12 +67,10 @@ class StillsRecognizer(EfficientRecognizer):
 
 
 class StillsDataset(Dataset):
-    """Rendered stills as one-frame clips; `train=False` gives the held-out part."""
+    """Rendered stills as one-frame clips."""
 
-    def __init__(self, name: str, size: str, *, train: bool) -> None:
-        images, labels, held_out = _stills(name, size)
-        keep = ~held_out if train else held_out
-        self.images, self.labels = images[keep], labels[keep]
+    def __init__(self, name: str, size: str) -> None:
+        self.images, self.labels = stills(name, size, count=COUNTS[size], seed=0)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,12 +79,3 @@ class StillsDataset(Dataset):
         sample = ActionDataSample()
         sample.set_gt_label(int(self.labels[index]))
         return {"inputs": {"frames": torch.from_numpy(self.images[index])[None]}, "data_samples": sample}
-
-
-@cache
-def _stills(name: str, size: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    from harness.data.glyphs import stills
-
-    count, side = STILLS[size]
-    images, labels = stills(name, size, count=count, seed=0, side=side)
-    return images, labels, np.arange(len(images)) % 20 == 19

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 import harness.compat  # noqa: F401  (before mmaction)
+from harness.data import clips as _clips  # noqa: F401  (registers ClipPreprocessor)
 from harness.contract import EMPTY, ClipRequest, OperatingPoint, Stage
 from harness.errors import UsageError
 from harness.trace import Trace
 from mmaction.models.recognizers.base import BaseRecognizer
+from mmaction.registry import MODELS
 from mmengine.model import BaseModel
 
 Clips = Mapping[str, Tensor]
@@ -61,7 +63,7 @@ class EfficientRecognizer(BaseRecognizer):
         data_preprocessor: Mapping[str, Any] | None = None,
     ) -> None:
         # BaseRecognizer builds one backbone from a config; ours have several, so its builder is skipped.
-        BaseModel.__init__(self, data_preprocessor=data_preprocessor or {"type": "ClipPreprocessor"})
+        BaseModel.__init__(self, data_preprocessor=MODELS.build(data_preprocessor or {"type": "ClipPreprocessor"}))
         self.num_classes = num_classes
         self.resolution = resolution
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -139,6 +141,9 @@ class EfficientRecognizer(BaseRecognizer):
                 if any(below(name, p) for p in self._eval_prefixes):
                     module.training = False
         return self
+
+    def init_weights(self) -> None:
+        """Nothing to do: weights are drawn at construction, then loaded by the harness (Runner calls this)."""
 
     # -- evaluation ------------------------------------------------------------------------------
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from harness.build import build_recognizer
 from harness.contract import OperatingPoint
 from harness.cost.table import CostTable
 from harness.data.clips import ClipDataset, collate
+from harness.data.decode import iterate
 from harness.errors import BenchError
 from harness.evaluation import Evaluator, PointResult
 from harness.metrics import evaluate, reported
@@ -57,6 +60,7 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
         "created": _now(),
         "method": _method(spec, recognizer),
         "dataset": _dataset(videos),
+        "data": asdict(spec.data),
         "protocol": spec.protocol,
         "seed": spec.seed,
         "artifact": spec.artifact,
@@ -74,7 +78,7 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
 
 def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: Report) -> Record:
     """Time one operating point on this machine, alone, and commit the record of `spec`."""
-    from harness.cost.latency import describe, measure_latency, phases
+    from harness.cost.latency import measure_latency
     from harness.cost.machine import machine_lock
 
     evaluation = read_record(work_dir / "records" / "evaluation" / spec.evaluation)
@@ -84,26 +88,25 @@ def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: R
     point = next((p for p in recorded["points"] if p["name"] == spec.point), None)
     if point is None:
         raise BenchError(f"{spec.method} has no operating point {spec.point!r}; it has {[p['name'] for p in recorded['points']]}")
-    videos = spec.data.open()
     recognizer = build_recognizer(spec.method, recorded["method"]["settings"])
     checkpoint = recorded["checkpoint"]
     state = artifacts.read_weights(checkpoint) if checkpoint else artifacts.load_state(work_dir, recorded["artifact"])
     artifacts.load_into(recognizer, state)
-    protocol = _protocol(recorded["protocol"])
+    split = _protocol(recorded["protocol"]).test_split
     requests = recognizer.clip_requests(point["settings"])
-    dataset = ClipDataset(videos, protocol.test_split, requests, train=False, seed=0)
+    dataset = ClipDataset(spec.data.open(), split, requests, train=False, seed=0, cache_bytes=0)
     count = min(len(dataset), max(TIMED_VIDEOS, 2 * spec.batch))
-    chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int)
-    batches = [
-        collate([dataset[int(i)] for i in chosen[start : start + spec.batch]])["inputs"]
-        for start in range(0, count - spec.batch + 1, spec.batch)
-    ]
+    chosen = [int(i) for i in np.linspace(0, len(dataset) - 1, count).round()]
     table = CostTable.from_rows(recorded["cost"]["table"])
     with machine_lock(work_dir, on_wait=lambda text: report({"note": text})):
         report({"note": "timing"})
+        items, input_s, frames = _read(dataset, chosen)
+        batches = [
+            collate(items[start : start + spec.batch])["inputs"] for start in range(0, count - spec.batch + 1, spec.batch)
+        ]
         measured = measure_latency(
             recognizer,
-            batches,
+            batches or [collate(items)["inputs"]],
             point["settings"],
             device=spec.device,
             dtype=spec.dtype,
@@ -112,10 +115,10 @@ def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: R
             gflops=table.gflops,
             **spec.options,
         )
-        shares = phases(recognizer, videos, protocol.test_split, requests, point["settings"], device=spec.device)
     result = {
         **measured,
-        **shares,
+        "phases_s": {**input_s, **measured["phases_s"]},
+        "frames_decoded": frames,
         "kind": "latency",
         "key": spec.key,
         "created": _now(),
@@ -125,15 +128,32 @@ def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: R
         "seed": spec.seed,
         "point": spec.point,
         "batch": spec.batch,
-        "dtype": spec.dtype,
-        "compile": spec.compile,
-        "memory_format": spec.memory_format,
-        "threads": spec.threads,
-        "device": {**describe(spec.device), **measured.get("device", {})},
         "provenance": provenance(shlex.split(command)),
         "sources": sources.loaded(),
     }
     return commit_record(work_dir / "records" / "latency" / spec.key, result)
+
+
+def _read(dataset: ClipDataset, chosen: Sequence[int]) -> tuple[list[dict[str, Any]], dict[str, float], float]:
+    """Samples read from disk, seconds per video of decoding and of transforming them, frames decoded per video.
+
+    Decoding is timed alone on the same frames; the rest of making a sample is its transform.
+    """
+    dataset[chosen[0]]  # opens libraries and files once, untimed
+    items, whole_s, decode_s, frames = [], 0.0, 0.0, 0
+    for index in chosen:
+        started = time.perf_counter()
+        item = dataset[index]
+        made = time.perf_counter()
+        wanted = sorted({i for numbers in item["data_samples"].metainfo["frame_indices"].values() for i in numbers})
+        entry = dataset.entries[index]
+        for _ in iterate(entry.path, wanted, template=dataset.card.template):
+            pass
+        whole_s, decode_s = whole_s + made - started, decode_s + time.perf_counter() - made
+        items.append(item)
+        frames += len(wanted) if entry.path.is_dir() else wanted[-1] + 1
+    n = len(chosen)
+    return items, {"decode": decode_s / n, "transform": max(0.0, whole_s - decode_s) / n}, frames / n
 
 
 def _point(

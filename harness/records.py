@@ -44,6 +44,7 @@ EVALUATION_SCHEMA: dict[str, str] = {
     "dataset.videos": "dict split -> int", "dataset.resolution": "int, pixels",
     "dataset.decoder": "dict decoder path -> number of videos", "dataset.missing": "list of video ids left out",
     "dataset.disclosures": "list of str, what a reader of the figures must know",
+    "data": "dict, harness.work.DataSpec: how the data set was opened",
     "protocol": "dict, harness.protocol.Protocol", "seed": "int, training seed",
     "artifact": "str, key of the evaluated weights", "checkpoint": "str or null, file evaluated without training",
     "initialisation": "str, where the weights came from: stills, imagenet, scratch",

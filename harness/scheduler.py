@@ -60,7 +60,7 @@ class Task:
 
 @dataclass
 class _Process:
-    task: Task
+    tasks: list[Task]
     popen: subprocess.Popen[bytes]
     pipe: int
     log: Path
@@ -177,7 +177,7 @@ class Scheduler:
                 self.notify(task)
 
     def _start(self) -> None:
-        timing = any(isinstance(p.task.spec, LatencySpec) for p in self.running)
+        timing = any(isinstance(p.tasks[0].spec, LatencySpec) for p in self.running)
         ready = [
             t
             for t in self._ordered()
@@ -185,11 +185,12 @@ class Scheduler:
         ]
         work = [t for t in ready if not isinstance(t.spec, LatencySpec)]
         for task in work[: 0 if timing else self.jobs - len(self.running)]:
-            self._launch(task)
-        if not self.running and not work and ready:
-            self._launch(ready[0])
+            self._launch([task])
+        if not self.running and not work and ready:  # one process times all points and batches of a model
+            self._launch([t for t in ready if t.needs == ready[0].needs])
 
-    def _launch(self, task: Task) -> None:
+    def _launch(self, tasks: list[Task]) -> None:
+        task = tasks[0]
         if isinstance(task.spec, TrainSpec) and task.stale:
             artifacts.discard(self.work_dir, task.key)
         log = self.work_dir / "logs" / f"{task.key}.log"
@@ -217,7 +218,7 @@ class Scheduler:
                 start_new_session=True,
             )
         os.close(write_end)
-        request = {"spec": to_plain(task.spec), "device": self.device, "command": self.command}
+        request = {"specs": [to_plain(t.spec) for t in tasks], "device": self.device, "command": self.command}
         assert popen.stdin is not None
         try:
             popen.stdin.write(json.dumps(request).encode())
@@ -225,14 +226,15 @@ class Scheduler:
         except BrokenPipeError:
             pass  # the job ended already; its exit status says why
         os.set_blocking(read_end, False)
-        task.status, task.started = "running", time.monotonic()
-        self.running.append(_Process(task, popen, read_end, log))
-        self.notify(task)
+        self.running.append(_Process(tasks, popen, read_end, log))
+        for task in tasks:
+            task.status, task.started = "running", time.monotonic()
+            self.notify(task)
 
     def _poll(self) -> None:
         for process in list(self.running):
-            task = process.task
             for line in process.lines():
+                task = self.tasks[line.pop("key")]
                 task.progress = {**task.progress, **line}
                 self.notify(task)
             code = process.popen.poll()
@@ -241,15 +243,17 @@ class Scheduler:
                 continue
             self.running.remove(process)
             os.close(process.pipe)
-            task.seconds = time.monotonic() - task.started
-            self._settle(task, code, process)
-            self.notify(task)
+            for task in process.tasks:
+                task.seconds = time.monotonic() - task.started
+                self._settle(task, code, process)
+                self.notify(task)
 
     def _ask_to_leave(self, process: _Process) -> None:
         now = time.monotonic()
-        if self.timeout is not None and now - process.task.started > self.timeout:
+        if self.timeout is not None and now - process.tasks[0].started > self.timeout:
             process.popen.kill()
-            process.task.progress = {"error": f"took longer than --timeout {self.timeout:g} s"}
+            for task in process.tasks:
+                task.progress = {"error": f"took longer than --timeout {self.timeout:g} s"}
         if self.stopping >= 2:
             process.popen.kill()
         elif self.stopping and process.asked is None:
@@ -258,10 +262,11 @@ class Scheduler:
 
     def _settle(self, task: Task, code: int, process: _Process) -> None:
         failure = self.work_dir / "records" / "failed" / f"{task.key}.json"
-        if code == 0 and _finished_sources(self.work_dir, task.spec) is not None:
+        if "error" not in task.progress and _finished_sources(self.work_dir, task.spec) is not None:
             task.status = "done"
             failure.unlink(missing_ok=True)
-            process.log.unlink(missing_ok=True)
+            if code == 0:
+                process.log.unlink(missing_ok=True)
         elif code == STOPPED or self.stopping:
             task.status, task.reason = "stopped", "stopped on request; run the same command again to go on"
         else:

@@ -201,12 +201,13 @@ def _loader(spec: TrainSpec, stage: Stage, recognizer: EfficientRecognizer, vide
     from harness.pretraining import PRETRAINING, StillsDataset
 
     if spec.method == PRETRAINING:
-        dataset: Any = StillsDataset(spec.data.name, spec.data.size, train=True)
+        dataset: Any = StillsDataset(spec.data.name, spec.data.size)
     else:
         from harness.data.clips import ClipDataset
 
         split = spec.training["train_split"]
-        dataset = ClipDataset(videos, split, recognizer.clip_requests(stage=stage), train=True, seed=spec.seed)
+        requests = recognizer.clip_requests(stage=stage)
+        dataset = ClipDataset(videos, split, requests, train=True, seed=spec.seed, repeats=stage.views_per_epoch)
     size = min(stage.batch_size, len(dataset))
     workers = 0 if device == "cpu" else min(8, os.cpu_count() or 1)
     return DataLoader(

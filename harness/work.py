@@ -22,29 +22,31 @@ TRAINING_VERSION = 1
 
 @dataclass(frozen=True)
 class DataSpec:
-    """How to open a dataset again; `open()` does it."""
+    """How to open a dataset again (`harness.data.videos.open_dataset`)."""
 
     name: str
     data_root: str
     size: str
     train: str | None = None
     test: str | None = None
+    fold: str | None = None
     allow_missing: int = 0
     allow_absolute: bool = False
     limit: int | None = None
 
-    def open(self, *, check: bool = False) -> Any:
-        """The VideoSet; with `check`, every file is looked at first."""
+    def open(self) -> Any:
+        """The VideoSet; every file is looked at, unless it was before and has not changed."""
         from harness.data.videos import open_dataset
 
-        return open_dataset(**asdict(self), check=check)
+        return open_dataset(**asdict(self))
 
     def label(self) -> str:
         """Short name for progress lines."""
         name = self.name
         if name.startswith("csv:"):
             name = Path(name[4:]).parent.name or Path(name[4:]).stem
-        return f"{name}[{self.test}]" if self.test else name
+        part = self.fold or self.test
+        return f"{name}[{part}]" if part else name
 
 
 @dataclass(frozen=True)

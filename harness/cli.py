@@ -1,0 +1,318 @@
+"""What the commands of bench.py do: parse values, call, print. Each returns an exit code."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from harness.data.cards import CSV_PREFIX
+from harness.errors import BenchError, UsageError, unknown
+from harness.plan import Cell, Overrides, Planner
+from harness.protocol import Protocol
+from harness.records import Record, read_record, read_records
+from harness.registry import method_card, method_cards
+from harness.run import Outcome, Request, Timing, execute, plan, timed_points
+from harness.scheduler import Scheduler, locked, record_folder
+from harness.settings import from_mapping, plain
+from harness.suites import cells, suite
+from harness.work import DataSpec, EvalSpec, LatencySpec
+
+FAILED, OK = 1, 0
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How `run` ended, for the command line."""
+
+    exit_code: int
+    reportable: bool
+
+
+def request(
+    name: str | None,
+    methods: str | None,
+    datasets: str | None,
+    everything: bool,
+    size: str | None,
+    seeds: int | None,
+    *,
+    jobs: int | None,
+    device: str,
+    epochs: int | None,
+    sets: Sequence[str],
+    limit: int | None,
+    batches: str,
+    **others: Any,
+) -> Request:
+    """The request behind the options of `run`; raises UsageError for what does not fit together."""
+    if name is None and (methods is None or datasets is None) and not (everything and datasets):
+        raise UsageError("say what to run: a suite (quick, standard, paper), or --methods and --datasets")
+    chosen = suite(name) if name is not None else None
+    picked = _names(methods) or (tuple(method_cards()) if everything else ())
+    if chosen is not None:
+        wanted = cells(chosen, everything=everything)
+        if datasets:
+            wanted = {d: wanted.get(d) or next(iter(wanted.values())) for d in _names(datasets)}
+        wanted = {d: picked or names for d, names in wanted.items()}
+    else:
+        wanted = {d: picked for d in _names(datasets)}
+    for method in {m for names in wanted.values() for m in names}:
+        method_card(method)
+    overrides, protocol = parse_sets(sets, epochs)
+    found = resolve_device(device)
+    number = seeds if seeds is not None else chosen.seeds if chosen else 1
+    if number < 1:
+        raise UsageError(f"--seeds must be at least 1, not {number}")
+    return Request(
+        cells=wanted,
+        size=size or (chosen.size if chosen else "tiny"),
+        seeds=tuple(range(number)),
+        protocol=replace(protocol, limit=limit),
+        overrides=overrides,
+        timing=Timing(batches=_integers("--batches", batches), threads=protocol.threads),
+        device=found,
+        jobs=jobs or (1 if found == "cuda" else max(1, (os.cpu_count() or 1) // protocol.threads)),
+        **others,
+    )
+
+
+def parse_sets(sets: Sequence[str], epochs: int | None = None) -> tuple[Overrides, Protocol]:
+    """`KEY=VALUE` options as overrides and protocol; values are Python literals, else strings."""
+    settings: dict[str, Any] = {}
+    stages: dict[str, Any] = {}
+    protocol: dict[str, Any] = {}
+    for text in sets:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise UsageError(f"--set takes KEY=VALUE, not {text!r}")
+        head, _, rest = key.partition(".")
+        if head == "protocol":
+            protocol[rest] = _literal(value)
+        elif head == "stage":
+            stages[rest] = _literal(value)
+        else:
+            settings[key] = _literal(value)
+    if "budgets" in protocol:
+        protocol["budgets"] = tuple(protocol["budgets"])
+    return Overrides(settings, stages, epochs), from_mapping(Protocol, protocol, kind="protocol")
+
+
+def resolve_device(device: str) -> str:
+    """`auto`, `cpu` or `cuda` to what is there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device must be cpu, cuda or auto, not {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no GPU here; use --device cpu, or see `bench.py doctor`")
+    return device
+
+
+def run(asked: Request, *, dry_run: bool, as_json: bool) -> Ran:
+    """Plan, do, summarise."""
+    planned, skipped = plan(asked)
+    for label, reason in skipped.items():
+        print(f"skipped  {label}: {reason}")
+    if dry_run:
+        _show_plan(asked, planned)
+        return Ran(OK if planned else FAILED, False)
+    if not planned:
+        print("nothing to run")
+        return Ran(FAILED, False)
+    outcome = execute(asked, planned, skipped)
+    if as_json:
+        print(json.dumps(plain(_summary(asked, outcome)), indent=1))
+    else:
+        _print_results(asked, outcome)
+    finished = any(outcome.tasks[c.evaluation.key].finished for c in planned)
+    return Ran(OK if outcome.ok else FAILED, finished)
+
+
+def evaluate(
+    checkpoint: Path, dataset: str, *, dump: Path | None, device: str, work_dir: Path, data_root: Path, train: str | None,
+    test: str | None, sets: Sequence[str], limit: int | None, allow_missing: int, allow_absolute: bool, as_json: bool, command: str,
+) -> int:
+    """Evaluate the artifact in or around `checkpoint` on a data set."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    weights, described = folder / "model.safetensors", folder / "artifact.json"
+    if not described.exists() or not weights.exists():
+        raise BenchError(
+            f"{checkpoint} is not an artifact of this project (model.safetensors beside artifact.json); "
+            "an authors' file is turned into one by `bench.py convert`"
+        )
+    artifact = json.loads(described.read_text())
+    overrides, protocol = parse_sets(sets)
+    size = artifact.get("size") or _size_of(artifact)
+    data = DataSpec(dataset, str(data_root), size, train=train, test=test, allow_missing=allow_missing,
+                    allow_absolute=allow_absolute, limit=limit)
+    videos = data.open()
+    classes = artifact["settings"]["num_classes"]
+    if len(videos.card.classes) != classes:
+        raise UsageError(f"{checkpoint} knows {classes} classes, {dataset} has {len(videos.card.classes)}")
+    spec = EvalSpec(
+        method=artifact["method"],
+        size=size,
+        settings={**artifact["settings"], **overrides.settings},
+        artifact=f"file:{artifact['weights']['sha256'][:16]}",
+        chain=(),
+        own_chain=(),
+        data=data,
+        fingerprint=videos.fingerprint,
+        seed=artifact.get("seed", 0),
+        protocol=plain(replace(protocol, limit=limit)),
+        initialisation=artifact.get("initialisation", "checkpoint"),
+        checkpoint=str(weights.resolve()),
+    )
+    with locked(work_dir):
+        scheduler = Scheduler(work_dir, device=resolve_device(device), jobs=1, command=command)
+        scheduler.add([spec])
+        scheduler.look()
+        scheduler.run()
+    task = scheduler.tasks[spec.key]
+    if not task.finished:
+        raise BenchError(task.reason)
+    record = read_record(record_folder(work_dir, spec))
+    assert record is not None
+    if dump is not None:
+        dump.parent.mkdir(parents=True, exist_ok=True)
+        dump.write_bytes((record.path / record.result["per_video"]["file"]).read_bytes())
+        print(f"wrote {dump}")
+    _print_points(record, as_json)
+    return OK
+
+
+def latency(
+    methods: Sequence[str], *, batch: str, dtype: str, compile_mode: str | None, memory_format: str, threads: int,
+    point: str | None, min_seconds: float, device: str, work_dir: Path, as_json: bool, command: str,
+) -> int:
+    """Time finished evaluations of `methods` in `work_dir`."""
+    from harness.cost.latency import summary
+    from harness.cost.machine import fingerprint
+
+    for method in methods:
+        method_card(method)
+    records = [r for r in read_records([work_dir], "evaluation") if r.result["method"]["name"] in methods]
+    missing = set(methods) - {r.result["method"]["name"] for r in records}
+    if missing:
+        raise BenchError(f"no finished evaluation of {', '.join(sorted(missing))} in {work_dir}; run `bench.py run` first")
+    target = resolve_device(device)
+    specs = [
+        LatencySpec(
+            evaluation=record.result["key"], method=record.result["method"]["name"], size=record.result["method"]["size"],
+            data=_data_of(record), seed=record.result["seed"], point=name, batch=number, machine=fingerprint(), device=target,
+            dtype=dtype, compile=compile_mode, memory_format=memory_format, threads=threads, options={"min_seconds": min_seconds},
+        )
+        for record in records
+        for name in ([point] if point else timed_points(record.result["points"]))
+        for number in _integers("--batch", batch)
+    ]
+    with locked(work_dir):
+        scheduler = Scheduler(work_dir, device=target, jobs=1, command=command)
+        scheduler.add(specs)
+        scheduler.look(force=True)
+        scheduler.run()
+    rows = []
+    for spec in specs:
+        task = scheduler.tasks[spec.key]
+        record = read_record(record_folder(work_dir, spec)) if task.finished else None
+        row: dict[str, Any] = {"what": spec.label(), "status": task.status, "reason": task.reason}
+        if record is not None:
+            row |= {"status": record.result["status"], **summary(record.result)}
+        rows.append(row)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    for row in () if as_json else rows:
+        told = row["reason"] or "  ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float)) or row["status"]
+        print(f"{row['what']}: {told}")
+    return OK if all(scheduler.tasks[s.key].finished for s in specs) else FAILED
+
+
+def _data_of(record: Record) -> DataSpec:
+    return from_mapping(DataSpec, record.result["data"])
+
+
+def _size_of(artifact: Mapping[str, Any]) -> str:
+    return "tiny" if artifact["settings"].get("resolution", 224) < 200 else "paper"
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def _integers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        values = tuple(int(part) for part in _names(text))
+    except ValueError:
+        raise UsageError(f"{option} takes comma-separated numbers, not {text!r}") from None
+    if any(v < 1 for v in values):
+        raise UsageError(f"{option}: numbers must be at least 1, not {text!r}")
+    return values
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _show_plan(asked: Request, planned: Sequence[Cell]) -> None:
+    scheduler = Scheduler(asked.work_dir, device=asked.device, jobs=asked.jobs, command=asked.command, keep_stale=asked.keep_stale)
+    for cell in planned:
+        scheduler.add((*cell.train, cell.evaluation))
+    scheduler.look(force=asked.force)
+    for task in scheduler.tasks.values():
+        status = {"waiting": "to do"}.get(task.status, task.status)
+        changed = f" (changed since: {', '.join(task.stale[:4])})" if task.stale else ""
+        print(f"{status:8} {task.spec.label()} [{task.key}]{changed}")
+
+
+def _summary(asked: Request, outcome: Outcome) -> dict[str, Any]:
+    rows = []
+    for cell in outcome.cells:
+        task = outcome.tasks[cell.evaluation.key]
+        record = read_record(record_folder(asked.work_dir, cell.evaluation)) if task.finished else None
+        points = record.result["points"] if record is not None else []
+        rows.append(
+            {
+                "method": cell.method,
+                "dataset": cell.data.label(),
+                "seed": cell.seed,
+                "status": outcome.status(cell),
+                "reason": task.reason,
+                "record": cell.evaluation.key,
+                "points": [{k: p[k] for k in ("name", "metrics", "gflops")} for p in points],
+            }
+        )
+    return {"cells": rows, "skipped": dict(outcome.skipped), "ok": outcome.ok}
+
+
+def _print_results(asked: Request, outcome: Outcome) -> None:
+    summary = _summary(asked, outcome)
+    for row in summary["cells"]:
+        head = f"{row['method']:14} {row['dataset']:16} seed {row['seed']}  {row['status']:7}"
+        if not row["points"]:
+            print(f"{head} {row['reason']}")
+            continue
+        first = row["points"][0]
+        name, value = next(iter(first["metrics"].items()))
+        print(f"{head} {name} {value['value']:.1f} [{value['low']:.1f}, {value['high']:.1f}]  {first['gflops']['mean']:.4g} GFLOPs")
+
+
+def _print_points(record: Record, as_json: bool) -> None:
+    points = record.result["points"]
+    if as_json:
+        print(json.dumps(points, indent=1))
+        return
+    for point in points:
+        metrics = "  ".join(f"{n} {m['value']:.2f} [{m['low']:.2f}, {m['high']:.2f}]" for n, m in point["metrics"].items())
+        print(f"{point['name']:12} {metrics}  {point['gflops']['mean']:.4g} GFLOPs")

@@ -1,0 +1,71 @@
+"""The papers' recipes per data set: TOML files in the `recipes` folder of a package of methods. No torch.
+
+    method = "adafocus-v2"
+    dataset = "activitynet"
+    source = "adafocus.md 5.4"
+    [settings]                  # constructor settings that differ from the paper size's
+    dropout = 0.2
+    [[stages]]                  # fields of harness.contract.Stage
+    name = "train"
+    ...
+
+They apply at the paper size; a data set without a file gets the method's own default recipe.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from harness.contract import Stage
+from harness.errors import BenchError
+from harness.registry import method_cards
+from harness.settings import from_mapping
+from harness.work import read_stage
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a paper trained a method on a data set."""
+
+    name: str
+    method: str
+    dataset: str
+    source: str
+    stages: tuple[Stage, ...] = ()
+    """Empty: the method's default stages."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@cache
+def recipes() -> tuple[Recipe, ...]:
+    """All recipes of all packages that hold methods, by name."""
+    found = []
+    for package in sorted({card.module.rpartition(".")[0] for card in method_cards().values()}):
+        folder = files(package) / "recipes"
+        if not folder.is_dir():
+            continue
+        for path in folder.iterdir():
+            if path.name.endswith(".toml"):
+                found.append(_read(path.name.removesuffix(".toml"), path.read_text(encoding="utf-8")))
+    return tuple(sorted(found, key=lambda r: r.name))
+
+
+def paper_recipe(method: str, dataset: str, size: str) -> Recipe | None:
+    """The paper's recipe for a method on a data set, or None where the default one applies."""
+    if size != "paper":
+        return None
+    return next((r for r in recipes() if (r.method, r.dataset) == (method, dataset)), None)
+
+
+def _read(name: str, text: str) -> Recipe:
+    try:
+        values = tomllib.loads(text)
+        stages = tuple(read_stage(stage) for stage in values.pop("stages", []))
+        return from_mapping(Recipe, {"name": name, **values, "stages": stages})
+    except (tomllib.TOMLDecodeError, TypeError, BenchError) as error:
+        raise BenchError(f"recipe {name}.toml: {error}") from None

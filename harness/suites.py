@@ -1,0 +1,67 @@
+"""Named selections of methods and data sets. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.errors import unknown
+from harness.registry import method_cards
+
+STATIC_ORDER = ("tsn", "tsm")
+"""On the set where only order matters, spatial references have nothing to say: these two frame it."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What `bench.py run NAME` does; every value can be overridden on the command line."""
+
+    name: str
+    summary: str
+    size: Literal["tiny", "paper"]
+    seeds: int
+    cells: dict[str, tuple[str, ...]]
+    """Data set -> methods; an empty tuple means all that the zoo has."""
+
+
+SUITES = {
+    suite.name: suite
+    for suite in (
+        Suite(
+            "quick",
+            "minutes on two cores: representative methods, one seed, embedded data (--all: every method)",
+            "tiny",
+            1,
+            {
+                "glyphs": ("ar-net", "tsn", "adafocus-v2", "random-patch", "centre-patch"),
+                "glyphs-motion": STATIC_ORDER,
+            },
+        ),
+        Suite(
+            "standard",
+            "about an hour on two cores: every method, three seeds, embedded data",
+            "tiny",
+            3,
+            {"glyphs": (), "glyphs-motion": STATIC_ORDER},
+        ),
+        Suite(
+            "paper",
+            "real data sets and real networks; needs --data-root, --weights-dir and GPUs",
+            "paper",
+            1,
+            {name: () for name in ("activitynet", "fcvid", "mini-kinetics", "sthv1", "sthv2", "jester")},
+        ),
+    )
+}
+
+
+def suite(name: str) -> Suite:
+    """The suite called `name`; UsageError with a suggestion where there is none."""
+    if name not in SUITES:
+        raise unknown("suite", name, SUITES)
+    return SUITES[name]
+
+
+def cells(chosen: Suite, *, everything: bool = False) -> dict[str, tuple[str, ...]]:
+    """Data set -> methods of a suite; `everything` or an empty selection takes the whole zoo."""
+    return {data: tuple(method_cards()) if everything or not names else names for data, names in chosen.cells.items()}
