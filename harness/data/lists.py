@@ -20,6 +20,7 @@ from harness.data.cards import DatasetCard
 from harness.errors import DataError, UsageError, did_you_mean
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts")
+_VIDEO_LINE = re.compile(rf"(.*?(?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))}))[\s,;]+([\d\s,;]+)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def parse_line(line: str, multi_label: bool) -> tuple[str, int | None, tuple[int
     """Split a list line into (path, frames or None, labels); raises ValueError saying what is missing."""
     text = line.strip()
     separator = next((s for s in ",;" if s in text), None)
-    video = re.match(rf"(.*?(?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))}))[\s,;]+([\d\s,;]+)$", text, re.IGNORECASE)
+    video = _VIDEO_LINE.match(text) if "." in text else None
     if video:
         name, numbers = video[1], [int(n) for n in re.findall(r"\d+", video[2])]
         return name, None, _labels(numbers, multi_label)

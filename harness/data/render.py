@@ -78,17 +78,18 @@ def truth(folder: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def encode(path: Path, frames: np.ndarray, *, fps: int, crf: int = 18) -> None:
-    """Write uint8 (T, H, W, 3) RGB as H.264 yuv420p; the file appears whole or not at all."""
+def encode(path: Path, frames: np.ndarray, *, fps: int, x264: str) -> None:
+    """Write uint8 (T, H, W, 3) RGB as H.264 yuv420p, one group of pictures; the file appears whole or not at all.
+
+    `x264` are the encoder's own parameters (`GlyphParameters.x264`).
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     count, height, width = frames.shape[:3]
     with av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
-        stream.options = {
-            "preset": "veryfast", "crf": str(crf), "x264-params": f"keyint={count}:min-keyint={count}:scenecut=0",
-        }
+        stream.options = {"preset": "veryfast", "x264-params": f"{x264}:keyint={count}:min-keyint={count}:scenecut=0"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
@@ -150,7 +151,7 @@ def _render_shard(name: str, size: str, partial: Path, shard: int, shards: int, 
         path = partial / _video_id(split, index)
         if not path.exists():
             frames, _ = draw_video(name, size, split, index)
-            encode(path, frames, fps=wanted.fps, crf=wanted.crf)
+            encode(path, frames, fps=wanted.fps, x264=wanted.x264)
         with done.get_lock():
             done.value += 1
 
