@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -31,8 +32,8 @@ from harness.registry import method_card, method_cards
 
 ROOT = Path(__file__).resolve().parents[1]
 THRESHOLD, ALPHA = 0.10, 0.01
-FEWEST = 5
-"""With fewer samples on a side the test cannot reach ALPHA, however far apart they are."""
+CASES_PER_METHOD = 2
+"""At most; `harness.gate_worker.cases`."""
 TREE_PREFIX = "focusbench-gate-"
 
 
@@ -79,18 +80,18 @@ def decide(
     """Compare samples of two revisions.
 
     Args:
-        old, new: Seconds, one per round (its median), at least `FEWEST` each.
+        old, new: Seconds, one per round (its median); at least five of each for the default alpha.
         threshold: Smallest relative change of the median that counts.
         alpha: Largest p that counts.
 
     Raises:
-        UsageError: too few samples, or one that is not a positive number.
+        UsageError: too few samples for p to reach alpha at all, or one that is not a positive number.
     """
     from scipy.stats import mannwhitneyu  # takes seconds to import
 
     before, after = (np.asarray(values, dtype=np.float64) for values in (old, new))
-    if min(before.size, after.size) < FEWEST:
-        raise UsageError(f"a verdict needs {FEWEST} samples on each side, not {before.size} and {after.size}")
+    if smallest_p(before.size, after.size) > alpha:
+        raise UsageError(f"{before.size} and {after.size} samples are too few for p to reach {alpha:.2g}; take more")
     if not all(np.isfinite(v).all() and (v > 0).all() for v in (before, after)):
         raise UsageError("samples must be positive seconds")
     ratio = float(np.median(after) / np.median(before))
@@ -104,6 +105,11 @@ def decide(
         broken=significant and ratio > 1 + threshold,
         faster=significant and ratio < 1 / (1 + threshold),
     )  # fmt: skip
+
+
+def smallest_p(old: int, new: int) -> float:
+    """The Mann-Whitney p of samples that do not overlap at all."""
+    return 2 / math.comb(old + new, new) if old and new else 1.0
 
 
 def against(
@@ -122,6 +128,7 @@ def against(
 
     The old code runs from a git worktree that is removed afterwards, also on interruption. Each side is
     a process of its own with this Python environment; while one times, the other waits for its input.
+    The cases of one run share alpha (Bonferroni), so that more methods raise no more false alarms.
 
     Args:
         rev: Anything git can resolve to a commit.
@@ -138,9 +145,10 @@ def against(
         UsageError: unknown revision or method, no git checkout, or too few rounds.
         BenchError: a method does not run in the working tree.
     """
-    if rounds * launches < FEWEST:
-        raise UsageError(f"{rounds} rounds x {launches} launches give fewer than {FEWEST} samples; ask for more")
     names = [method_card(name).name for name in methods] or sorted(method_cards())
+    alpha = ALPHA / (CASES_PER_METHOD * len(names))
+    if smallest_p(rounds * launches, rounds * launches) > alpha:
+        raise UsageError(f"{rounds} rounds x {launches} launches are too few for p to reach {alpha:.2g}; ask for more")
     series: dict[str, dict[str, _Series]] = {"old": {}, "new": {}}
     notes: dict[str, str] = {}
     with _worktree(root, rev) as tree, machine_lock(root, on_wait=report):
@@ -150,7 +158,7 @@ def against(
                     report(f"timing {name}, launch {launch + 1} of {launches}")
                     request = {"method": name, "batch": batch, "seconds": seconds, "threads": threads}
                     _interleave({"old": old, "new": new}, request, rounds, rev, series, notes)
-    return [_result(case, series, rev) for case in series["new"]] + [
+    return [_result(case, series, rev, alpha) for case in series["new"]] + [
         GateResult(name, (), (), None, note) for name, note in notes.items()
     ]
 
@@ -203,57 +211,74 @@ def _interleave(
     series: dict[str, dict[str, _Series]],
     notes: dict[str, str],
 ) -> None:
+    name = str(request["method"])
     for turn in range(rounds):
         for side in ("old", "new") if turn % 2 == 0 else ("new", "old"):
-            answer = workers[side].ask(request)
-            if "error" in answer and side == "new":
-                raise BenchError(f"{request['method']} {answer['error']}")
-            if "error" in answer:
-                notes[str(request["method"])] = f"{rev} {answer['error']}"
+            try:
+                timed = workers[side].ask(request)
+            except WorkerError as error:
+                if side == "new":
+                    raise
+                notes[name] = f"{rev} does not run it: {error.reason}"
                 return
-            for case, timed in answer["cases"].items():
+            if side == "old" and not timed:
+                notes[name] = f"{rev} has no method {name!r}"
+                return
+            for case, found in timed.items():
                 entry = series[side].setdefault(case, _Series())
-                entry.seconds.append(timed["median_s"])
-                entry.work = timed["work"]
+                entry.seconds.append(found["median_s"])
+                entry.work = found["work"]
 
 
-def _result(case: str, series: Mapping[str, Mapping[str, _Series]], rev: str) -> GateResult:
+def _result(case: str, series: Mapping[str, Mapping[str, _Series]], rev: str, alpha: float) -> GateResult:
     new, old = series["new"][case], series["old"].get(case)
     if old is None:
         return GateResult(case, (), tuple(new.seconds), None, f"{rev} has no such case")
     note = "" if old.work == new.work else "the executed work differs"
-    return GateResult(case, tuple(old.seconds), tuple(new.seconds), decide(old.seconds, new.seconds), note)
+    verdict = decide(old.seconds, new.seconds, alpha=alpha)
+    return GateResult(case, tuple(old.seconds), tuple(new.seconds), verdict, note)
+
+
+class WorkerError(BenchError):
+    """The code of one tree failed."""
+
+    def __init__(self, tree: Path, method: str, words: str) -> None:
+        super().__init__(f"timing {method} in {tree} failed:\n{words}")
+        self.reason = words.splitlines()[-1]
 
 
 class _Worker:
     """A process that times the code of one tree on request; ends with the `with` block, however that ends."""
 
     def __init__(self, tree: Path, threads: int, *, timeout_s: float = 600.0) -> None:
-        self.tree, self.threads, self.timeout_s = tree, threads, timeout_s
-
-    def __enter__(self) -> _Worker:
-        environment = {
+        self.tree, self.timeout_s = tree, timeout_s
+        self.environment = {
             **os.environ,
-            "PYTHONPATH": str(self.tree),
+            "PYTHONPATH": str(tree),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "OMP_NUM_THREADS": str(self.threads),
+            "OMP_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "passive",
         }
+
+    def __enter__(self) -> _Worker:
         script = Path(__file__).with_name("gate_worker.py")
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(script), str(self.tree)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=self.environment,
         )  # fmt: skip
         return self
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        with self.process, self.errors:
-            pass
+        self.process.communicate()
+        self.errors.close()
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a request and wait for its answer without using the processor."""
+        """Cases timed by the process, which is awaited without using the processor.
+
+        Raises WorkerError where it failed or took too long; a fresh one then takes the next request.
+        """
         assert self.process.stdin is not None and self.process.stdout is not None
         alarm = threading.Timer(self.timeout_s, self.process.kill)
         alarm.start()
@@ -266,13 +291,15 @@ class _Worker:
         finally:
             alarm.cancel()
         if not text:
-            raise BenchError(f"timing {request['method']} in {self.tree} ended early:\n{self._last_words()}")
-        answer: dict[str, Any] = json.loads(text)
-        return answer
-
-    def _last_words(self) -> str:
-        self.errors.seek(0)
-        return self.errors.read()[-2000:].strip() or "it wrote nothing"
+            self.process.wait()
+            self.errors.seek(0)
+            words = self.errors.read()[-3000:].strip() or "it took too long"
+            error = WorkerError(self.tree, str(request["method"]), words)
+            self.__exit__()
+            self.__enter__()
+            raise error
+        cases: dict[str, Any] = json.loads(text)["cases"]
+        return cases
 
 
 @contextlib.contextmanager
