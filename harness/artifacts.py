@@ -82,7 +82,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         return load_file(path)
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a file of plain tensors: {reason}") from None
     state = value.get("state_dict", value) if isinstance(value, Mapping) else None
