@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -14,6 +15,8 @@ from reports.drawing import FAINT, INK, short
 
 VIDEOS = 4
 COLUMNS = 12
+WIDTH = 7.6
+GAP = 0.05
 SIDE = 144
 """Frames are shown no larger than this, in pixels."""
 
@@ -28,10 +31,14 @@ def strip(method: Method, classes: Sequence[str]) -> Figure | None:
         return None
     chosen = _choose(overlay)
     columns = min(COLUMNS, overlay["frames"].shape[1])
-    figure = Figure(figsize=(7.6, len(chosen) * (7.6 / columns + 0.26)))
-    grid = figure.subplots(len(chosen), columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.26})
-    for row, video in zip(grid, chosen, strict=True):
-        _draw(row, overlay, video, classes)
+    pitch = 1 + GAP
+    figure = Figure(figsize=(WIDTH, len(chosen) * (WIDTH / (columns * pitch) + 0.34)))
+    grid = figure.subplots(len(chosen), 1, squeeze=False, gridspec_kw={"hspace": 0.3})
+    for axes, video in zip(grid[:, 0], chosen, strict=True):
+        axes.set(xticks=[], yticks=[])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        _draw(axes, overlay, video, classes, columns)
     return figure
 
 
@@ -40,26 +47,25 @@ def _choose(overlay: Mapping[str, np.ndarray]) -> list[int]:
     return [int(i) for i in order[np.unique(np.linspace(0, len(order) - 1, VIDEOS).round().astype(int))]]
 
 
-def _draw(row: Sequence, overlay: Mapping[str, np.ndarray], video: int, classes: Sequence[str]) -> None:
+def _draw(axes: Axes, overlay: Mapping[str, np.ndarray], video: int, classes: Sequence[str], columns: int) -> None:
     frames = overlay["frames"][video]
     boxes = overlay["boxes"][overlay["boxes"][:, 0] == video]
     looked = sorted({int(step) for step in boxes[:, 1]})
     left_early = int(overlay["exits"][video]) >= 0
-    for axes, step in zip(row, _steps(len(frames), looked, len(row)), strict=True):
+    for column, step in enumerate(_steps(len(frames), looked, columns)):
+        x = column * (1 + GAP)
         seen = not left_early or not looked or step in looked
-        axes.imshow(_small(frames[step]), interpolation="none", extent=(0, 1, 1, 0), alpha=1.0 if seen else 0.22)
+        axes.imshow(_small(frames[step]), interpolation="none", extent=(x, x + 1, 1, 0), alpha=1.0 if seen else 0.22)
         for _, _, top, left, height, width in boxes[boxes[:, 1] == step]:
             for tint, line in (("#16181c", 2.6), ("#ffd23f", 1.4)):
-                axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=tint, linewidth=line))
-        axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
-        axes.grid(visible=False)
-        axes.set_xlabel(str(step + 1), fontsize=6.5, labelpad=1.5, color=INK if seen else FAINT)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-    row[0].set_title(_caption(overlay, video, classes, looked), fontsize=8, fontweight="normal", pad=4)
+                patch = Rectangle((x + left, top), width, height, fill=False, edgecolor=tint, linewidth=line)
+                axes.add_patch(patch)
+        axes.text(x + 0.5, 1.04, str(step + 1), ha="center", va="top", fontsize=6.5, color=INK if seen else FAINT)
+    axes.set(xlim=(0, columns * (1 + GAP) - GAP), ylim=(1, 0))
+    axes.set_title(_caption(overlay, video, classes), fontsize=8, fontweight="normal", pad=4)
 
 
-def _caption(overlay: Mapping[str, np.ndarray], video: int, classes: Sequence[str], looked: Sequence[int]) -> str:
+def _caption(overlay: Mapping[str, np.ndarray], video: int, classes: Sequence[str]) -> str:
     label, prediction = int(overlay["labels"][video]), int(overlay["predictions"][video])
     named = [short(classes[i], 28) if 0 <= i < len(classes) else str(i) for i in (label, prediction)]
     verdict = "✓" if label == prediction else f"✗ predicted {named[1]}"

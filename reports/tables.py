@@ -70,7 +70,7 @@ def operating_points(group: Group) -> Table:
             (
                 Cell(m.label),
                 Cell(p.name, "Pareto" if id(p) in front else ""),
-                _metric_cell(p.metrics[group.metric.name], p is best),
+                _metric_cell(p.metrics[group.metric.name], p in best),
                 _seeds_cell(p.metrics[group.metric.name], p.seeds),
                 _cost_cell(p, cost),
                 Cell(f"{100 * p.gflops / m.default.gflops:.0f}" if m.default.gflops else NONE),
@@ -193,7 +193,7 @@ def latency_cell(timing: Timing | None) -> Cell:
 
 
 def _headline_cells(
-    group: Group, method: Method, setup: str | None, cost: Callable[[float], str], best: Point | None
+    group: Group, method: Method, setup: str | None, cost: Callable[[float], str], best: list[Point]
 ) -> list[Cell]:
     point, about = method.default, method.about
     timed = [t for t in method.timings if t.setup == setup and t.point == point.name]
@@ -208,7 +208,7 @@ def _headline_cells(
     return [
         Cell(", ".join(about["adapts"]) or NONE),
         Cell(about["fidelity"]),
-        _metric_cell(point.metrics[group.metric.name], point is best),
+        _metric_cell(point.metrics[group.metric.name], point in best),
         _seeds_cell(point.metrics[group.metric.name], point.seeds),
         _cost_cell(point, cost),
         latency_cell(first),
@@ -252,11 +252,12 @@ def _smallest_batch(group: Group, setup: str | None) -> int:
     return min((t.batch for m in group.methods for t in m.timings if t.setup == setup), default=1)
 
 
-def _best(group: Group, points: Sequence[Point]) -> Point | None:
-    """The point to print bold; None where there is nothing to choose from."""
+def _best(group: Group, points: Sequence[Point]) -> list[Point]:
+    """The points to print bold, several where they tie; none where there is nothing to choose from."""
     if len(points) < 2:
-        return None
-    return (max if group.metric.higher_is_better else min)(points, key=group.quality)
+        return []
+    value = (max if group.metric.higher_is_better else min)(map(group.quality, points))
+    return [p for p in points if group.quality(p) == value]
 
 
 def _front(group: Group, points: Sequence[Point]) -> list[int]:

@@ -1,0 +1,311 @@
+"""The report end to end on fabricated records: files, figures, escaping, awkward cases."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import reports
+from harness.errors import BenchError
+from harness.protocol import Protocol
+from harness.records import write_json
+from reports import tables
+from reports.collect import collect, pareto
+from tests.reports.conftest import AR_NET, RANDOM, TSN, V2, Factory
+
+EVIL = """<script>alert(1)</script> & "x" 'y' $a_b$ | `q` \\frac{1} %~^#"""
+
+
+class Page(HTMLParser):
+    """Collects the tags and the text of a page; raises where it is not well nested."""
+
+    VOID = ("meta", "link", "br", "img", "path", "use", "image", "rect", "input")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    """One full report: four methods, two seeds, timings, a failed cell; all names hostile."""
+    root = tmp_path_factory.mktemp("report")
+    factory = Factory(root)
+    hostile = dataclasses.replace(V2, title=EVIL, settings={"note": EVIL}, departures=(EVIL,))
+    factory.usual(2, [TSN, hostile, RANDOM, AR_NET])
+    factory.failure(EVIL, EVIL)
+    return root / "report", reports.build([root], root / "report")
+
+
+def test_every_file_is_written(built):
+    out, files = built
+    names = {path.name for path in files}
+    assert {"index.html", "comparison.md", "comparison.tex", "points.csv", "points.parquet"} <= names
+    assert {"latency.csv", "latency.parquet"} <= names
+    plots = ("accuracy-gflops", "accuracy-latency", "gflops-distribution", "exits", "components")
+    assert {f"glyphs-spot-{plot}.{kind}" for plot in plots for kind in ("png", "pdf")} <= names
+    assert len([n for n in names if "-frames-" in n and n.endswith(".png")]) == 2
+    assert files[0].name == "index.html" and all(path.stat().st_size > 200 for path in files)
+    assert {path.name for path in out.iterdir()} == names
+
+
+def test_page_is_well_formed_self_contained_and_without_script(built):
+    page = Page((built[0] / "index.html").read_text())
+    tags = {tag for tag, _ in page.tags}
+    assert "svg" in tags and not tags & {"script", "link", "iframe", "object", "img"}
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("href", "xlink:href", "src"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:image/png"))
+    text = (built[0] / "index.html").read_text()
+    assert "url(http" not in text and "@import" not in text
+
+
+def test_hostile_names_are_shown_as_text(built):
+    text = (built[0] / "index.html").read_text()
+    assert "<script>alert" not in text
+    assert " ".join(EVIL.split()) in " ".join(Page(text).text.split())
+
+
+def test_every_url_inside_the_page_has_its_target(built):
+    text = (built[0] / "index.html").read_text()
+    targets = set(re.findall(r'id="([^"]+)"', text))
+    used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'href="#([^"]+)"', text))
+    assert used and used <= targets
+
+
+def test_hostile_names_do_not_break_markdown_or_latex(built):
+    markdown = (built[0] / "comparison.md").read_text()
+    assert "<script>" not in markdown
+    tables_in = [line for line in markdown.splitlines() if line.startswith("| ")]
+    headline = [re.split(r"(?<!\\)\|", line) for line in tables_in[:6]]
+    assert len({len(line) for line in headline}) == 1
+    latex = (built[0] / "comparison.tex").read_text()
+    plain = re.sub(r"\\[&%$#_{}]", "", latex)
+    rows = [line for line in plain.splitlines() if line.endswith(r"\\") and line.count("&") == 11]
+    assert len(rows) == 2 + 4
+    assert plain.count("{") == plain.count("}") and r"\frac" not in plain and r"\toprule" in plain
+
+
+def test_points_hold_every_record_and_point(built):
+    frame = pd.read_csv(built[0] / "points.csv")
+    assert len(frame) == 2 * sum(1 + len(fake.curve) for fake in (TSN, V2, RANDOM, AR_NET))
+    parquet = pd.read_parquet(built[0] / "points.parquet")
+    assert list(parquet.columns) == list(frame.columns) and parquet.top1.tolist() == frame.top1.tolist()
+    full = frame[(frame.method == "adafocus-v2") & (frame.point == "full")]
+    assert sorted(full.seed) == [0, 1] and full.gflops_mean.iloc[0] == pytest.approx(0.0215)
+    assert ((full.top1_low <= full.top1) & (full.top1 <= full.top1_high)).all()
+
+
+def test_latencies_derive_percentiles_from_the_samples(built):
+    frame = pd.read_csv(built[0] / "latency.csv")
+    assert (frame.median_low_ms <= frame.median_ms).all() and (frame.median_ms <= frame.median_high_ms).all()
+    assert (frame.median_ms <= frame.p90_ms).all() and (frame.p90_ms <= frame.p99_ms).all()
+
+
+def test_same_records_give_the_same_files(factory, tmp_path):
+    factory.evaluation(dataclasses.replace(RANDOM, components={"focus": 1.0}), videos=20)
+    first, second = (reports.build([factory.work_dir], tmp_path / name) for name in ("one", "two"))
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes(), one.name
+
+
+def test_seeds_are_averaged_and_their_spread_stands_apart(factory):
+    values = []
+    for seed in range(3):
+        record = factory.evaluation(TSN, seed)
+        values.append(record.result["points"][0]["metrics"]["top1"])
+    point = collect([factory.work_dir]).groups[0].methods[0].default
+    estimate = point.metrics["top1"]
+    assert point.seeds == 3
+    assert estimate.value == pytest.approx(sum(v["value"] for v in values) / 3)
+    assert estimate.low == pytest.approx(sum(v["low"] for v in values) / 3)
+    assert estimate.sd == pytest.approx(pd.Series([v["value"] for v in values]).std())
+
+
+def test_one_seed_has_no_spread(factory):
+    factory.evaluation(TSN)
+    assert collect([factory.work_dir]).groups[0].methods[0].default.metrics["top1"].sd is None
+
+
+def test_differing_data_are_refused_unless_asked(factory, tmp_path):
+    factory.evaluation(TSN, fingerprint="aaaa1111")
+    factory.evaluation(V2, fingerprint="bbbb2222")
+    with pytest.raises(BenchError, match=r"aaaa1111.*tsn.*bbbb2222.*adafocus-v2|bbbb2222.*aaaa1111") as caught:
+        reports.build([factory.work_dir], tmp_path / "out")
+    assert "--allow-mixed" in str(caught.value)
+    (group,) = collect([factory.work_dir], allow_mixed=True).groups
+    assert len(group.methods) == 2 and "did not see the same data" in group.notes[0]
+
+
+def test_another_protocol_is_another_table(factory):
+    factory.evaluation(TSN)
+    factory.evaluation(TSN, protocol=Protocol(epoch_scale=0.5))
+    titles = [g.title for g in collect([factory.work_dir]).groups]
+    assert sorted(titles) == ["Glyphs (spot) (epoch scale 0.5)", "Glyphs (spot) (epoch scale 1.0)"]
+
+
+def test_what_does_not_change_a_number_does_not_split_a_table(factory):
+    factory.evaluation(TSN)
+    factory.evaluation(V2, protocol=Protocol(threads=2, budgets=(0.5,), eval_batch=4))
+    assert len(collect([factory.work_dir]).groups) == 1
+
+
+def test_settings_tell_equal_titles_apart(factory):
+    for patch in (96, 128):
+        factory.evaluation(dataclasses.replace(V2, settings={"patch": patch, "frames": 8}))
+    labels = {m.label for m in collect([factory.work_dir]).groups[0].methods}
+    assert labels == {"AdaFocus V2 (patch=96)", "AdaFocus V2 (patch=128)"}
+
+
+def test_an_older_version_of_a_method_is_left_out_and_said(factory):
+    old = factory.evaluation(TSN)
+    factory.evaluation(TSN, method={**old.result["method"], "version": 2})
+    (group,) = collect([factory.work_dir]).groups
+    assert [r.result["method"]["version"] for r in group.methods[0].records] == [2]
+    assert any("older versions" in note for note in group.notes)
+
+
+def test_folders_are_joined_and_shared_records_taken_once(factory, tmp_path):
+    factory.evaluation(TSN)
+    other = Factory(tmp_path / "other")
+    other.evaluation(TSN)
+    other.evaluation(V2)
+    report = collect([factory.work_dir, other.work_dir])
+    assert [len(m.records) for m in report.groups[0].methods] == [1, 1]
+
+
+def test_nothing_recorded_is_an_error_that_says_what_failed(factory, tmp_path):
+    factory.failure("tsn on glyphs, seed 0", "no disk left")
+    with pytest.raises(BenchError, match="no finished evaluation(.|\n)*no disk left"):
+        reports.build([factory.work_dir], tmp_path / "out")
+    with pytest.raises(BenchError, match="is not a folder of results"):
+        reports.build([tmp_path / "nowhere"], tmp_path / "out")
+
+
+def test_a_changed_array_is_refused(factory, tmp_path):
+    record = factory.evaluation(AR_NET)
+    (record.path / "per_video.npz").write_bytes(b"tampered")
+    with pytest.raises(BenchError, match="was changed after it was recorded"):
+        reports.build([factory.work_dir], tmp_path / "out")
+
+
+def test_one_static_method_without_timings_or_exits(factory, tmp_path):
+    factory.evaluation(dataclasses.replace(TSN, curve=()), videos=20)
+    names = {path.name for path in reports.build([factory.work_dir], tmp_path / "out")}
+    assert "glyphs-spot-accuracy-gflops.png" in names
+    assert not any(word in name for name in names for word in ("latency.png", "exits", "frames", "distribution"))
+    assert "Latency was not measured" in (tmp_path / "out" / "index.html").read_text()
+    assert pd.read_csv(tmp_path / "out" / "latency.csv").empty
+
+
+def test_out_of_memory_is_a_result(factory):
+    record = factory.evaluation(AR_NET)
+    factory.latency(record, batch=1)
+    factory.latency(record, batch=64, status="out of memory")
+    table = tables.timing_table(collect([factory.work_dir]).groups[0])
+    assert [row.cells[3].text == "out of memory" for row in table.rows] == [False, True]
+
+
+def test_timings_of_two_machines_are_never_in_one_figure(factory):
+    record = factory.evaluation(TSN)
+    for name in ("Some CPU", "Other CPU"):
+        factory.latency(record, device=name)
+    factory.latency(record, batch=16, device="Other CPU")
+    (group,) = collect([factory.work_dir]).groups
+    assert len(group.setups) == 2 and group.setups[0].startswith("Other CPU")
+    assert all(len(t.records) == 1 for t in group.methods[0].timings)
+
+
+def test_savings_on_the_clock_against_savings_on_paper(factory):
+    record = factory.evaluation(TSN)
+    factory.latency(record, "full", ms=10.0)
+    factory.latency(record, "frames=4", ms=8.0)
+    (row,) = tables.savings(collect([factory.work_dir]).groups[0]).rows
+    assert [c.text for c in row.cells] == ["TSN", "frames=4", "full", "1", "50", "20", "0.40"]
+
+
+def test_a_method_with_one_point_saves_against_the_static_one(factory):
+    for fake, ms in ((TSN, 10.0), (AR_NET, 12.0)):
+        factory.latency(factory.evaluation(fake), ms=ms)
+    (row,) = tables.savings(collect([factory.work_dir]).groups[0]).rows
+    assert [c.text for c in row.cells][:3] == ["AR-Net", "full", "TSN"]
+    assert row.cells[5].text == "−20"
+
+
+def test_findings_name_the_best_and_the_cheapest_near_it(factory):
+    factory.evaluation(TSN)
+    factory.evaluation(dataclasses.replace(V2, skill=3.9, curve=()))
+    group = collect([factory.work_dir]).groups[0]
+    lines = tables.findings(group)
+    assert lines[0].startswith("Best Top-1 accuracy") and len(lines) <= 2
+
+
+def test_pareto_front_keeps_only_what_nothing_beats():
+    costs, values = [1, 2, 2, 3, 4, 5], [50, 60, 55, 60, 70, 65]
+    assert pareto(costs, values) == [0, 1, 4]
+    assert pareto(costs, [-v for v in values], higher_is_better=False) == [0, 1, 4]
+    assert pareto([], []) == []
+
+
+def test_costs_of_one_table_share_their_decimals():
+    cost = tables.cost_format([0.0680, 0.0215, 0.0208])
+    assert [cost(v) for v in (0.068, 0.0009)] == ["0.0680", "0.0009"]
+    assert tables.cost_format([39.0, 17.6, 27.0])(27.0) == "27.0"
+    assert tables.cost_format([0.0])(0.0) == "0.00"
+
+
+def test_silent_classes_are_named_under_map(factory, tmp_path):
+    factory.evaluation(dataclasses.replace(TSN, main="mAP", curve=()), videos=8)
+    reports.build([factory.work_dir], tmp_path / "out")
+    assert (
+        "2 classes have no test video and count as 0 in mAP: digit 8, digit 9"
+        in (tmp_path / "out" / "index.html").read_text()
+    )
+
+
+def test_a_finished_cell_is_no_longer_failed(factory):
+    record = factory.evaluation(TSN)
+    key = record.result["key"]
+    write_json(factory.work_dir / "records" / "failed" / f"{key}.json", {"key": key, "what": "old", "reason": "old"})
+    factory.failure("new", "new")
+    assert [f["what"] for f in collect([factory.work_dir]).failures] == ["new"]
+
+
+def test_reports_never_import_torch():
+    code = "import sys, reports.writing, reports.compare; print('torch' in sys.modules or 'mmengine' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_page_template_names_no_machine_path(built):
+    assert str(built[0].parent) not in (built[0] / "index.html").read_text()
+    assert json.dumps(str(Path.home())) not in (built[0] / "comparison.tex").read_text()
