@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from harness.layers.precision import no_autocast
+
 
 class PatchPolicy(nn.Module):
     """Where to look: per frame a 1x1 convolution and a linear layer, over frames a GRU, out of it (a_y, a_x).
@@ -44,7 +46,7 @@ class PatchPolicy(nn.Module):
 
         Runs in the weights' precision, also inside autocast: bfloat16 would move the patch.
         """
-        with torch.autocast(maps_BTDHW.device.type, enabled=False):
+        with no_autocast(maps_BTDHW):
             maps = maps_BTDHW.to(self.fc.weight.dtype)
             codes_BTH = self.encoder(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
             out, state_1BH = self.gru(codes_BTH, state_1BH)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.errors import UsageError
+from harness.layers.precision import no_autocast
 
 
 def crop(x_N3HW: Tensor, actions_N2: Tensor, size: int) -> Tensor:
@@ -34,10 +35,8 @@ def crop(x_N3HW: Tensor, actions_N2: Tensor, size: int) -> Tensor:
     steps_P = torch.arange(size, device=x_N3HW.device, dtype=exact) + 0.5
     rows_NP = (actions_N2[:, :1] * (height - size) + steps_P) * (2 / height) - 1
     columns_NP = (actions_N2[:, 1:] * (width - size) + steps_P) * (2 / width) - 1
-    grid = torch.stack(
-        (columns_NP[:, None, :].expand(-1, size, -1), rows_NP[:, :, None].expand(-1, -1, size)), dim=-1
-    )
-    with torch.autocast(x_N3HW.device.type, enabled=False):
+    grid = torch.stack((columns_NP[:, None, :].expand(-1, size, -1), rows_NP[:, :, None].expand(-1, -1, size)), dim=-1)
+    with no_autocast(x_N3HW):
         patches = F.grid_sample(x_N3HW.to(exact), grid.to(exact), mode="bilinear", align_corners=False)
     return patches.to(x_N3HW.dtype)
 

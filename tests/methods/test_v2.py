@@ -40,6 +40,10 @@ def clip(videos: int = 4, seed: int = 0) -> dict[str, Tensor]:
     return {"frames": torch.randint(0, 256, (videos, 8, 3, 64, 64), dtype=torch.uint8, generator=generator)}
 
 
+def labelled(videos: int) -> list[ActionDataSample]:
+    return [ActionDataSample().set_gt_label(i % 5) for i in range(videos)]
+
+
 def losses(model: AdaFocusV2) -> dict[str, Tensor]:
     model.train()
     frames = model.normalise(clip()["frames"][:, model.order])
@@ -269,6 +273,59 @@ def test_tiny_networks_cost_a_third_of_the_full_frames() -> None:
     assert meter.total / 1e6 == pytest.approx(21.2, abs=0.3)
 
 
+PER_FRAME = {  # adafocus.md 12, multiply-accumulates without batch norms
+    "glance": 299_494_272,
+    "policy": 4_014_080 + 6_422_528 + 25_165_824 + 4_096,
+    "classifier": 13_631_488,
+    "head": 819_200,
+    "glance head": 256_000,
+    "focus head": 409_600,
+}
+FOCUS = {96: 750_698_496, 128: 1_334_575_104, 160: 2_085_273_600}
+
+
+@pytest.mark.parametrize(("patch", "published"), [(96, 17.6), (128, 27.0), (160, 39.0)])
+def test_published_cost(patch: int, published: float) -> None:
+    """Component by component, and GFLOPs per video as printed (the auxiliary heads included)."""
+    with torch.device("meta"):
+        model = AdaFocusV2(200, **{**AdaFocusV2.settings_for("paper", 224), "patch_size": patch}).eval()
+        frames = torch.zeros(1, 16, 3, 224, 224, dtype=torch.uint8)
+    with torch.inference_mode(), MacMeter() as meter:
+        trace = Trace(1, meter=meter, training_parts=True)
+        model.infer({"frames": frames}, trace=trace)
+    measured: dict[str, float] = {}
+    for key, events in trace.macs.items():
+        measured[key.component] = measured.get(key.component, 0.0) + sum(macs for macs, _ in events)
+    assert measured == {name: 16 * macs for name, macs in {**PER_FRAME, "focus": FOCUS[patch]}.items()}
+    assert meter.total == sum(measured.values())
+    assert meter.total / 1e9 == pytest.approx(published, rel=0.005)
+
+
+@pytest.mark.parametrize(("patch", "published"), [(96, 24.8), (128, 34.1), (160, 46.1)])
+def test_published_cost_with_resnet_glance(patch: int, published: float) -> None:
+    changes = {"patch_size": patch, "glance": "resnet50", "glance_side": 96}
+    with torch.device("meta"):
+        model = AdaFocusV2(200, **{**AdaFocusV2.settings_for("paper", 224), **changes}).eval()
+        frames = torch.zeros(1, 16, 3, 224, 224, dtype=torch.uint8)
+    with torch.inference_mode(), MacMeter() as meter:
+        model.infer({"frames": frames}, trace=Trace(1, training_parts=True))
+    policy = 2048 * 64 * 9 + 576 * 2048 + 25_165_824 + 4_096
+    classifier = 4096 * 4096 + 819_200 + 2 * 409_600
+    assert meter.total == 16 * (FOCUS[96] + FOCUS[patch] + policy + classifier)
+    assert meter.total / 1e9 == pytest.approx(published, rel=0.005)
+
+
+def test_patches_keep_their_place_in_half_precision() -> None:
+    model = build().train()
+    seen: list[Tensor] = []
+    model.policy.register_forward_hook(lambda _m, _i, out: seen.append(out[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.loss(clip(), labelled(4))
+    assert seen[0].dtype == torch.float32
+    assert all(torch.isfinite(value) for value in found.values())
+    sum(found.values()).backward()
+
+
 def test_boxes_lie_at_the_frames_they_were_cut_from() -> None:
     model = build()
     trace = Trace(2, details=True)
@@ -294,10 +351,6 @@ def test_settings_are_checked() -> None:
         build(patch_policy="rndom")
     with pytest.raises(UsageError, match="larger than the frames"):
         build(patch_size=65)
-
-
-def labelled(videos: int) -> list[ActionDataSample]:
-    return [ActionDataSample().set_gt_label(i % 5) for i in range(videos)]
 
 
 def test_a_few_steps_reduce_the_loss() -> None:
