@@ -16,19 +16,8 @@ import pytest
 from harness import registry
 
 ROOT = Path(__file__).parents[1]
-HEAVY = (
-    "torch",
-    "torchvision",
-    "mmengine",
-    "mmaction",
-    "mmcv",
-    "av",
-    "cv2",
-    "pandas",
-    "matplotlib",
-    "scipy",
-    "sklearn",
-)
+NETWORKS = {"torch", "torchvision", "mmengine", "mmaction", "mmcv", "av", "cv2"}
+HEAVY = NETWORKS | {"pandas", "matplotlib", "scipy", "sklearn"}
 LIGHT = ("contract", "errors", "settings", "registry", "records", "protocol", "metrics", "provenance", "data.cards")
 PROBE = """
 import json, sys

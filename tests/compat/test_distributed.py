@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mmengine.device.utils as device_utils
 import pytest
 import torch
 from mmengine.device import get_device
@@ -22,11 +21,6 @@ from harness.errors import UsageError
 from tests.compat import toy
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _device_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_utils, "DEVICE", device_utils.DEVICE)
 
 
 @pytest.fixture
