@@ -163,13 +163,14 @@ def against(
     ]
 
 
-def stored(case: str, samples: Sequence[float], folder: Path) -> GateResult:
+def stored(case: str, samples: Sequence[float], folder: Path, *, alpha: float = ALPHA) -> GateResult:
     """Compare with the samples stored for this machine in `folder`; no verdict where there are none."""
     entry = read_baseline(folder).get(case)
     if entry is None:
-        note = f"no baseline for machine {fingerprint()}; store one with `pytest tests/benchmarks --store`"
+        took = f"{1e3 * float(np.median(samples)):.2f} ms"
+        note = f"{took}; no baseline for machine {fingerprint()}, `bench.py gate --store` stores one"
         return GateResult(case, (), tuple(samples), None, note)
-    return GateResult(case, tuple(entry), tuple(samples), decide(entry, samples))
+    return GateResult(case, tuple(entry), tuple(samples), decide(entry, samples, alpha=alpha))
 
 
 def read_baseline(folder: Path) -> dict[str, list[float]]:

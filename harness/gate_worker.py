@@ -51,6 +51,7 @@ def cases(method: str, batch: int = 1) -> list[Case]:
     settings = {**cls.settings_for("tiny", RESOLUTION), **card.settings}
     torch.manual_seed(SEED)
     recognizer = cls(num_classes=CLASSES, resolution=RESOLUTION, **settings).eval()
+    recognizer.to(memory_format=torch.channels_last)
     point = dict(next(iter(recognizer.operating_points(()))).settings)
     found = [_case(method, recognizer, point, batch)]
     if recognizer.exits:
