@@ -1,6 +1,7 @@
 """Records as a report wants them: comparable groups of methods, seeds aggregated, timings attached.
 
-A group is one table: one dataset at one resolution under one protocol. Numbers that differ in video
+A group is one table: one dataset (one part of it, where folds were asked for) at one resolution under one
+protocol. Numbers that differ in video
 ids, labels, splits or pixels (the dataset's fingerprint) are not put into one table unless asked.
 """
 
@@ -208,7 +209,7 @@ def _failures(work_dirs: Iterable[Path], finished: set[str]) -> list[Mapping[str
 def _group_key(record: Record) -> str:
     dataset, protocol = record.result["dataset"], record.result["protocol"]
     compared = {k: v for k, v in protocol.items() if k not in NOT_COMPARED}
-    return digest([dataset["name"], dataset["resolution"], compared])
+    return digest([dataset["name"], dataset.get("part"), dataset["resolution"], compared])
 
 
 def _group(records: Sequence[Record], latencies: Sequence[Record], allow_mixed: bool) -> Group:
@@ -362,13 +363,14 @@ def _title(groups: Sequence[Group]) -> None:
     for i, group in enumerate(groups):
         group.anchor = f"group-{i}"
         rivals = [g for g in groups if g.dataset["name"] == group.dataset["name"]]
+        part = [str(group.dataset["part"])] if group.dataset.get("part") else []
         extra = [f"{group.dataset['resolution']} px"] if len({g.dataset["resolution"] for g in rivals}) > 1 else []
         extra += [
             f"{key.replace('_', ' ')} {group.protocol[key]}"
             for key in sorted(set(group.protocol) - set(NOT_COMPARED))
             if len({json.dumps(g.protocol.get(key)) for g in rivals}) > 1
         ]
-        group.title = group.dataset["title"] + (f" ({', '.join(extra)})" if extra else "")
+        group.title = group.dataset["title"] + (f" ({', '.join([*part, *extra])})" if part or extra else "")
 
 
 def _style(groups: Sequence[Group]) -> None:

@@ -1,7 +1,7 @@
 """What changed between two folders of results: paired per video, with significance.
 
 comparison = compare(Path("before"), Path("after"))
-print(to_text(comparison))
+print(comparison.to_text())
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from harness.errors import BenchError
 from harness.metrics import Difference, metric, paired_difference, softmax
 from harness.records import Record, read_records
-from harness.settings import digest, plain
+from harness.settings import digest
 from reports.collect import NOT_COMPARED
 from reports.tables import cost_format
 from reports.text import Cell, Column, Row, Table, markdown_text, to_markdown
@@ -69,6 +69,18 @@ class Comparison:
     not_comparable: tuple[str, ...]
     """Cells in both whose data differ, with the reason."""
 
+    def to_text(self) -> str:
+        """For a terminal: aligned columns, `*` at a significant difference."""
+        return _text(self)
+
+    def to_markdown(self) -> str:
+        """As a Markdown table."""
+        return to_markdown(_table(self)) + _rest(self, markdown_text)
+
+    def to_json(self) -> dict[str, Any]:
+        """For a script: every field, every number unrounded."""
+        return {**asdict(self), "changes": [{**asdict(c), "significant": c.significant} for c in self.changes]}
+
 
 def compare(a: Path, b: Path) -> Comparison:
     """Compare every cell (dataset, protocol, method, settings, seed) that both work directories hold.
@@ -97,7 +109,7 @@ def compare(a: Path, b: Path) -> Comparison:
     )
 
 
-def to_table(comparison: Comparison) -> Table:
+def _table(comparison: Comparison) -> Table:
     """The changes as rows."""
     columns = (
         Column("Dataset", numeric=False),
@@ -140,14 +152,9 @@ def to_table(comparison: Comparison) -> Table:
     return Table("What changed", note, columns, rows)
 
 
-def to_markdown_text(comparison: Comparison) -> str:
-    """The comparison as Markdown."""
-    return to_markdown(to_table(comparison)) + _rest(comparison, markdown_text)
-
-
-def to_text(comparison: Comparison) -> str:
+def _text(comparison: Comparison) -> str:
     """The comparison for a terminal: aligned columns, `*` at a significant difference."""
-    table = to_table(comparison)
+    table = _table(comparison)
     lines = [[c.title for c in table.columns]]
     lines += [[f"{c.text}{'*' if c.best else ''} {c.note}".strip() for c in row.cells] for row in table.rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
@@ -161,11 +168,6 @@ def to_text(comparison: Comparison) -> str:
     meaning = f"* p < {SIGNIFICANT} (paired per video, not corrected for the number of rows)"
     note = f"A: {comparison.a}\nB: {comparison.b}\n{meaning}\n"
     return f"{body}\n\n{note}{_rest(comparison, str)}"
-
-
-def to_json(comparison: Comparison) -> str:
-    """The comparison for a script."""
-    return json.dumps(plain(asdict(comparison)), indent=1, allow_nan=False)
 
 
 def _cells(folder: Path) -> dict[str, Record]:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from harness.cost.published import published_results
 from reports.collect import Group, Method, Point, pareto
 from reports.drawing import FAINT, GRID, INK, PALETTE, PAPER, colour, log_ticks, marker, short
 
@@ -25,7 +26,9 @@ Mark = tuple[Method, Point, float]
 def over_gflops(group: Group) -> Figure:
     """The main metric over executed GFLOPs per video, logarithmic."""
     marks = [(m, p, p.gflops) for m in group.methods for p in m.points if p.gflops > 0]
-    return _tradeoff(group, marks, "GFLOPs per video (1e9 multiply-accumulates, executed, log scale)")
+    figure = _tradeoff(group, marks, "GFLOPs per video (1e9 multiply-accumulates, executed, log scale)")
+    _published(group, figure)
+    return figure
 
 
 def over_latency(group: Group) -> Figure | None:
@@ -174,6 +177,35 @@ def _tradeoff(group: Group, marks: Sequence[Mark], label: str) -> Figure:
     columns = 3 if max(len(m.label) for m in drawn) < 20 else 2
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.02, -0.17), ncols=columns, columnspacing=1.4)
     return figure
+
+
+def _published(group: Group, figure: Figure) -> None:
+    """Hollow marks for what the papers printed of these methods on this dataset, by their own counters."""
+    axes = figure.axes[0]
+    styles = {m.about["name"]: m.style for m in group.methods}
+    printed = [
+        r
+        for r in published_results(group.dataset["name"])
+        if r.ours in styles and not r.quoted and r.metric == group.metric.name
+    ]
+    marks = [(r, r.gflops) for r in printed if r.gflops]
+    for result, cost in marks:
+        axes.plot(
+            cost,
+            result.value,
+            marker=marker(styles[result.ours]),
+            markersize=5.5,
+            linestyle="",
+            markerfacecolor="none",
+            markeredgecolor=colour(styles[result.ours]),
+            markeredgewidth=1.1,
+            zorder=4,
+        )
+    if marks:
+        low, high = axes.get_xlim()
+        costs = [cost for _, cost in marks]
+        axes.set_xlim(min(low, min(costs) / 1.12), max(high, max(costs) * 1.12))
+        axes.set_title("hollow: as published, at the paper's full size", fontsize=7.5, fontweight="normal", color=FAINT)
 
 
 def _key(method: Method) -> Line2D:

@@ -38,7 +38,7 @@ def headline(group: Group) -> Table:
     )
     rows = tuple(
         Row(
-            (Cell(m.label, "Pareto" if m.label in front else ""), *_headline_cells(group, m, setup, cost, best)),
+            (Cell(m.label, "(Pareto)" if m.label in front else ""), *_headline_cells(group, m, setup, cost, best)),
             m.style,
         )
         for m in group.methods
@@ -69,7 +69,7 @@ def operating_points(group: Group) -> Table:
         Row(
             (
                 Cell(m.label),
-                Cell(p.name, "Pareto" if id(p) in front else ""),
+                Cell(p.name, "(Pareto)" if id(p) in front else ""),
                 _metric_cell(p.metrics[group.metric.name], p in best),
                 _seeds_cell(p.metrics[group.metric.name], p.seeds),
                 _cost_cell(p, cost),

@@ -93,6 +93,7 @@ class Factory:
         title: str = "Glyphs (spot)",
         protocol: Protocol | None = None,
         size: str = "tiny",
+        part: str | None = None,
         **overrides: Any,
     ) -> Record:
         """Commit an evaluation record of `fake`; `overrides` replace top-level entries."""
@@ -139,6 +140,7 @@ class Factory:
                 "resolution": 64,
                 "decoder": {"pyav-yuv420p": videos + 1600},
                 "missing": [],
+                "part": part,
                 "disclosures": ["Pre-trained on rendered stills, which show the colour of the target."],
             },
             "protocol": protocol,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import BenchError
-from reports.compare import compare, to_json, to_markdown_text, to_text
+from reports.compare import compare
 from tests.reports.conftest import AR_NET, TSN, V2, Factory
 
 STATIC = dataclasses.replace(TSN, curve=())
@@ -38,7 +38,7 @@ def test_a_clear_loss_is_significant_and_signed(folders):
     assert change.a == pytest.approx(before.result["points"][0]["metrics"]["top1"]["value"])
     assert change.difference == pytest.approx(change.b - change.a)
     assert change.high < 0 and change.significant
-    assert "*" in to_text(compare(a.work_dir, b.work_dir)).splitlines()[1]
+    assert "*" in compare(a.work_dir, b.work_dir).to_text().splitlines()[1]
 
 
 def test_cells_of_one_folder_only_are_listed(folders):
@@ -77,7 +77,7 @@ def test_costs_and_clocks_of_one_setup_are_compared(folders):
     assert (change.gflops_a, change.gflops_b) == (pytest.approx(0.068), pytest.approx(0.034))
     ((before, after),) = change.latency.values()
     assert after / before == pytest.approx(0.6)
-    assert "0.0680 → 0.0340" in to_text(compare(a.work_dir, b.work_dir))
+    assert "0.0680 → 0.0340" in compare(a.work_dir, b.work_dir).to_text()
 
 
 def test_settings_are_shown_where_a_method_has_several(folders):
@@ -85,7 +85,7 @@ def test_settings_are_shown_where_a_method_has_several(folders):
     for factory in folders:
         for patch in (16, 32):
             factory.evaluation(dataclasses.replace(STATIC, settings={"patch": patch}))
-    text = to_text(compare(a.work_dir, b.work_dir))
+    text = compare(a.work_dir, b.work_dir).to_text()
     assert '{"patch": 16}' in text and '{"patch": 32}' in text
 
 
@@ -94,9 +94,9 @@ def test_json_and_markdown_hold_the_same_rows(folders):
     for factory in folders:
         factory.evaluation(TSN)
     found = compare(a.work_dir, b.work_dir)
-    parsed = json.loads(to_json(found))
+    parsed = json.loads(json.dumps(found.to_json()))
     assert [c["point"] for c in parsed["changes"]] == [c.point for c in found.changes]
-    assert to_markdown_text(found).count("\n| ") == 2 + len(found.changes)
+    assert found.to_markdown().count("\n| ") == 2 + len(found.changes)
 
 
 def test_an_empty_folder_is_an_error(folders):
@@ -111,4 +111,4 @@ def test_nothing_in_common_is_said(folders):
     a, b = folders
     a.evaluation(STATIC)
     b.evaluation(AR_NET)
-    assert "no cell is in both folders" in to_text(compare(a.work_dir, b.work_dir))
+    assert "no cell is in both folders" in compare(a.work_dir, b.work_dir).to_text()

@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 
 import reports
+from harness.cost.published import published_results
 from harness.errors import BenchError
 from harness.protocol import Protocol
 from harness.records import write_json
-from reports import tables
+from reports import plots, tables
 from reports.collect import collect, pareto
 from tests.reports.conftest import AR_NET, RANDOM, TSN, V2, Factory
 
@@ -166,6 +167,14 @@ def test_differing_data_are_refused_unless_asked(factory, tmp_path):
     assert len(group.methods) == 2 and "did not see the same data" in group.notes[0]
 
 
+def test_folds_are_tables_of_their_own(factory):
+    factory.evaluation(TSN)
+    for fold in (1, 2):
+        factory.evaluation(TSN, part=f"fold={fold}", fingerprint=f"f{fold}")
+    titles = [g.title for g in collect([factory.work_dir]).groups]
+    assert titles == ["Glyphs (spot)", "Glyphs (spot) (fold=1)", "Glyphs (spot) (fold=2)"]
+
+
 def test_another_protocol_is_another_table(factory):
     factory.evaluation(TSN)
     factory.evaluation(TSN, protocol=Protocol(epoch_scale=0.5))
@@ -309,3 +318,18 @@ def test_reports_never_import_torch():
 def test_the_page_template_names_no_machine_path(built):
     assert str(built[0].parent) not in (built[0] / "index.html").read_text()
     assert json.dumps(str(Path.home())) not in (built[0] / "comparison.tex").read_text()
+
+
+def test_published_figures_are_hollow_marks_of_the_methods_shown(factory):
+    factory.evaluation(dataclasses.replace(V2, main="mAP"), dataset="activitynet")
+    factory.evaluation(TSN, dataset="glyphs")
+    for group in collect([factory.work_dir]).groups:
+        lines = plots.over_gflops(group).axes[0].get_lines()
+        hollow = [line for line in lines if line.get_markerfacecolor() == "none"]
+        expected = [
+            r.gflops
+            for r in published_results(group.dataset["name"])
+            if (r.ours, r.metric, r.quoted) == ("adafocus-v2", "mAP", False) and r.gflops
+        ]
+        assert sorted(line.get_xdata()[0] for line in hollow) == sorted(expected)
+        assert bool(hollow) == (group.dataset["name"] == "activitynet")
