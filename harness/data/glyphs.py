@@ -23,8 +23,6 @@ from harness.errors import unknown
 VERSION = EMBEDDED_VERSION
 SPLIT_CODES = {"train": 0, "val": 1, "calib": 2, "test": 3, "stills-train": 4, "stills-val": 5}
 SET_CODES = {"glyphs": 0, "glyphs-motion": 1}
-PLATE = ((215, 245), (130, 165), (30, 70))
-"""Range of the target plate's red, green and blue."""
 DECOY_HUES = ((60, 90, 200), (60, 160, 80), (140, 80, 180), (40, 160, 165))
 INK = (20, 50)
 
@@ -56,9 +54,11 @@ class GlyphParameters:
     decoys: int = 2
     noise: float = 3.0
     """Standard deviation of the luminance noise."""
-    stripes: float | None = None
-    """Hard ink is stripes of this period around the plate's own colour, which vanish when the frame is
-    reduced; None draws solid ink."""
+    colour: tuple[tuple[int, int], ...] = ((215, 245), (130, 165), (30, 70))
+    """Range of the target plate's red, green and blue."""
+    checks: float | None = None
+    """Hard ink is a chequered wave of this period around the plate's own colour, which vanishes when the
+    frame is reduced to half its side; None draws solid ink."""
     jitter: float = 0.0
     """Random affine distortion of the digits, standard deviation (radians and share)."""
     x264: str = "crf=18:mbtree=0"
@@ -75,7 +75,8 @@ def _tiny(counts: dict[str, int], window: tuple[float, float]) -> GlyphParameter
 
 def _paper(window: tuple[float, float]) -> GlyphParameters:
     return GlyphParameters(256, _PAPER_COUNTS, window, hard=(38, 52), easy=(70, 98), stills=(128, 24, 76), margin=16,
-                           noise=2.0, stripes=2.25, jitter=0.06, x264="crf=17:mbtree=0")
+                           noise=2.0, colour=((180, 195), (105, 130), (60, 75)), checks=2.5, jitter=0.06,
+                           x264="crf=17:mbtree=0")
 
 
 PARAMETERS: dict[tuple[str, str], GlyphParameters] = {
@@ -140,7 +141,7 @@ def draw_video(name: str, size: str, split: str, index: int) -> tuple[np.ndarray
     """The pixels of a video, uint8 (T, H, W, 3) RGB, and its plan."""
     p, plan = parameters(name, size), plan_video(name, size, split, index)
     rng = _rng(name, split, index, 1)
-    colour = _plate_colour(rng)
+    colour = _plate_colour(p, rng)
     plates = [_plate(p, plan, digit, split, colour, rng) for digit in plan.digits]
     scene = _background(p, rng)
     for _ in range(p.fragments):
@@ -182,7 +183,7 @@ def stills(
         plate = round(p.plate * height)
         canvas = _background(p, rng)[:side, :side].copy()
         _paste_fragment(canvas, p, split, rng)
-        picture = _with_ink(p, int(digit), split, height, plate, _plate_colour(rng), rng, height < p.easy[0])
+        picture = _with_ink(p, int(digit), split, height, plate, _plate_colour(p, rng), rng, height < p.easy[0])
         slack = max(0, side - plate)
         place = (side - plate) // 2 if plate >= side else rng.integers(slack + 1, size=2)
         _paste(canvas, picture, np.broadcast_to(place, 2))
@@ -262,8 +263,8 @@ def _ink(p: GlyphParameters, digit: int, split: str, height: int, rng: np.random
     return np.clip(mask, 0.0, 1.0)
 
 
-def _plate_colour(rng: np.random.Generator) -> np.ndarray:
-    return np.array([rng.uniform(*channel) for channel in PLATE], dtype=np.float32)
+def _plate_colour(p: GlyphParameters, rng: np.random.Generator) -> np.ndarray:
+    return np.array([rng.uniform(*channel) for channel in p.colour], dtype=np.float32)
 
 
 def _plate(
@@ -281,18 +282,22 @@ def _with_ink(
     mask = _ink(p, digit, split, height, rng)[..., None]
     start = (plate - height) // 2
     inner = picture[start : start + height, start : start + height]
-    if hard and p.stripes:
-        inner += mask * _stripes(height, p.stripes, rng)
+    if hard and p.checks:
+        inner += mask * _checks(height, p.checks, colour, rng)
     else:
         inner += mask * (rng.uniform(*INK) - inner)
     return picture
 
 
-def _stripes(height: int, period: float, rng: np.random.Generator) -> np.ndarray:
-    """A zero-mean luminance wave of the given period, upright or lying, float32 (height, height, 1)."""
-    wave = 70 * np.sin(2 * np.pi * np.arange(height) / period + rng.uniform(0, 2 * np.pi))
-    field = np.broadcast_to(wave, (height, height))
-    return (field if rng.random() < 0.5 else field.T)[..., None].astype(np.float32)
+def _checks(height: int, period: float, colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A zero-mean luminance wave along both axes, float32 (height, height, 1).
+
+    No channel of `colour` leaves 0..255 by it: clipping would change the mean, which shows at any resolution.
+    """
+    amplitude = max(0.0, min(60.0, 255 - float(colour.max()), float(colour.min())))
+    phases = rng.uniform(0, 2 * np.pi, size=2)
+    down, right = (np.sin(2 * np.pi * np.arange(height) / period + phase) for phase in phases)
+    return (amplitude * np.outer(down, right))[..., None].astype(np.float32)
 
 
 def _decoy(p: GlyphParameters, split: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

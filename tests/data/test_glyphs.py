@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -103,8 +104,17 @@ def test_paper_size() -> None:
     frames, plan = draw_video("glyphs", "paper", "train", 1)
     assert frames.shape == (24, 256, 256, 3)
     assert plan.places.min() >= p.margin and (plan.places + plan.plate).max() <= 256 - p.margin
-    wave = glyphs._stripes(45, 2.25, np.random.default_rng(0))
-    assert abs(float(wave.mean())) < 2 and 40 < float(wave.std()) < 60
+
+
+def test_hard_ink_of_the_paper_size_vanishes_when_reduced() -> None:
+    """Contrast of the ink at 224 pixels, and what is left of it at the glance's 96, before encoding."""
+    plan = next(p for i in range(20) if (p := plan_video("glyphs", "paper", "train", i)).hard)
+    picture = glyphs._with_ink(PARAMETERS["glyphs", "paper"], 3, "train", plan.height, plan.plate,
+                               np.array([190, 120, 65], dtype=np.float32), np.random.default_rng(0), hard=True)
+    assert picture.min() >= 0 and picture.max() <= 255
+    side = round(plan.plate * 96 / 224)
+    small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+    assert picture[..., 1].std() > 8 and small[..., 1].std() < 0.08 * picture[..., 1].std()
 
 
 def test_stills() -> None:

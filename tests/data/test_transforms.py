@@ -118,3 +118,15 @@ def test_cards_are_whole() -> None:
     assert len(CARDS["glyphs-motion"].classes) == 8 and CARDS["glyphs-motion"].classes[3] == "3 then 2"
     with pytest.raises(UsageError, match="did you mean 'glyphs'"):
         dataset_card("glyfs")
+
+
+def test_cards_are_read_without_heavy_imports() -> None:
+    """`bench.py list` reads the cards: neither torch nor the decoders may come with them."""
+    import subprocess
+    import sys
+
+    code = ("import sys, harness.data.cards as c; assert 'glyphs' in c.dataset_summaries(); "
+            "print([m for m in ('torch', 'av', 'cv2', 'numpy', 'mmengine') if m in sys.modules]); "
+            "import harness.data.videos, harness.data.render; print('torch' in sys.modules)")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split("\n")[:2] == ["[]", "False"]
