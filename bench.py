@@ -39,7 +39,9 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")]
 WeightsDir = Annotated[Path | None, typer.Option("--weights-dir", help="Folder with ImageNet weight files.")]
 Train = Annotated[str | None, typer.Option("--train", help="csv: only: COLUMN=VALUE of the training videos.")]
 Test = Annotated[str | None, typer.Option("--test", help="csv: only: COLUMN=VALUE of the test videos.")]
-AllowMissing = Annotated[int, typer.Option("--allow-missing", help="Leave out up to N broken videos, listed in the record.")]
+AllowMissing = Annotated[
+    int, typer.Option("--allow-missing", help="Leave out up to N broken videos, listed in the record.")
+]
 AllowAbsolute = Annotated[bool, typer.Option("--allow-absolute", help="csv: only: accept absolute paths.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N videos of every split.")]
 Sets = Annotated[
@@ -70,20 +72,28 @@ def list_(
 
 @app.command()
 def run(
-    suite: Annotated[str | None, typer.Argument(help="quick, standard or paper; or give --methods and --datasets.")] = None,
+    suite: Annotated[
+        str | None, typer.Argument(help="quick, standard or paper; or give --methods and --datasets.")
+    ] = None,
     methods: Annotated[str | None, typer.Option("--methods", "-m", help="Comma-separated names.")] = None,
-    datasets: Annotated[str | None, typer.Option("--datasets", "-d", help="Comma-separated names, or csv:PATH.")] = None,
+    datasets: Annotated[
+        str | None, typer.Option("--datasets", "-d", help="Comma-separated names, or csv:PATH.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every method of the zoo.")] = False,
     size: Annotated[str | None, typer.Option("--size", help="tiny or paper.")] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Number of training seeds.")] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Cells trained side by side; one per core when left out.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", help="Cells trained side by side; one per core when left out.")
+    ] = None,
     device: Device = "auto",
     work_dir: WorkDir = WORK_DIR,
     data_root: DataRoot = DATA_ROOT,
     weights_dir: WeightsDir = None,
     train: Train = None,
     test: Test = None,
-    folds: Annotated[str | None, typer.Option("--folds", help="csv: only: cross-validate over the values of this column.")] = None,
+    folds: Annotated[
+        str | None, typer.Option("--folds", help="csv: only: cross-validate over the values of this column.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs of every stage.")] = None,
     set_: Sets = None,
     limit: Limit = None,
@@ -92,7 +102,9 @@ def run(
     allow_absolute: AllowAbsolute = False,
     batches: Annotated[str, typer.Option("--batches", help="Batch sizes that are timed; empty: no latency.")] = "1,16",
     force: Annotated[bool, typer.Option("--force", help="Do finished work again.")] = False,
-    keep_stale: Annotated[bool, typer.Option("--keep-stale", help="Keep results although their code has changed.")] = False,
+    keep_stale: Annotated[
+        bool, typer.Option("--keep-stale", help="Keep results although their code has changed.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done.")] = False,
     report_: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
     as_json: Json = False,
@@ -101,10 +113,30 @@ def run(
     from harness import cli
 
     request = cli.request(
-        suite, methods, datasets, everything, size, seeds,
-        jobs=jobs, device=device, work_dir=work_dir, data_root=data_root, weights_dir=weights_dir, train=train, test=test,
-        folds=folds, epochs=epochs, sets=set_ or (), limit=limit, timeout=timeout, allow_missing=allow_missing,
-        allow_absolute=allow_absolute, batches=batches, force=force, keep_stale=keep_stale, command=_command(),
+        suite,
+        methods,
+        datasets,
+        everything,
+        size,
+        seeds,
+        jobs=jobs,
+        device=device,
+        work_dir=work_dir,
+        data_root=data_root,
+        weights_dir=weights_dir,
+        train=train,
+        test=test,
+        folds=folds,
+        epochs=epochs,
+        sets=set_ or (),
+        limit=limit,
+        timeout=timeout,
+        allow_missing=allow_missing,
+        allow_absolute=allow_absolute,
+        batches=batches,
+        force=force,
+        keep_stale=keep_stale,
+        command=_command(),
     )
     outcome = cli.run(request, dry_run=dry_run, as_json=as_json)
     if report_ and not dry_run and outcome.reportable:
@@ -120,7 +152,9 @@ def run(
 def eval_(
     checkpoint: Annotated[Path, typer.Option("--checkpoint", help="Artifact folder or model.safetensors in one.")],
     dataset: Annotated[str, typer.Option("--dataset", "-d", help="Name, or csv:PATH.")],
-    dump: Annotated[Path | None, typer.Option("--dump", help="Write per-video logits, targets and costs (.npz).")] = None,
+    dump: Annotated[
+        Path | None, typer.Option("--dump", help="Write per-video logits, targets and costs (.npz).")
+    ] = None,
     device: Device = "auto",
     work_dir: WorkDir = WORK_DIR,
     data_root: DataRoot = DATA_ROOT,
@@ -137,8 +171,19 @@ def eval_(
 
     raise typer.Exit(
         cli.evaluate(
-            checkpoint, dataset, dump=dump, device=device, work_dir=work_dir, data_root=data_root, train=train, test=test,
-            sets=set_ or (), limit=limit, allow_missing=allow_missing, allow_absolute=allow_absolute, as_json=as_json,
+            checkpoint,
+            dataset,
+            dump=dump,
+            device=device,
+            work_dir=work_dir,
+            data_root=data_root,
+            train=train,
+            test=test,
+            sets=set_ or (),
+            limit=limit,
+            allow_missing=allow_missing,
+            allow_absolute=allow_absolute,
+            as_json=as_json,
             command=_command(),
         )
     )
@@ -148,7 +193,9 @@ def eval_(
 def report(
     work_dirs: Annotated[list[Path], typer.Argument(help="One or more folders of results.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; REPORT in the first folder.")] = None,
-    allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Compare across different fingerprints of a data set.")] = False,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Compare across different fingerprints of a data set.")
+    ] = False,
 ) -> None:
     """Tables, plots and one HTML page from records; runs nothing."""
     from reports import build
@@ -169,7 +216,9 @@ def compare(a: Path, b: Path, as_json: Json = False) -> None:
 @app.command()
 def gflops(
     method: Annotated[str | None, typer.Argument(help="Method whose parts are counted.")] = None,
-    paper: Annotated[bool, typer.Option("--paper", help="Measured beside published, for every published fixed cost.")] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Measured beside published, for every published fixed cost.")
+    ] = False,
     size: Annotated[str, typer.Option("--size")] = "paper",
     resolution: Annotated[int, typer.Option("--resolution")] = 224,
     classes: Annotated[int, typer.Option("--classes")] = 200,
@@ -180,7 +229,9 @@ def gflops(
     from harness import tools
 
     raise typer.Exit(
-        tools.gflops(method, paper=paper, size=size, resolution=resolution, classes=classes, sets=set_ or (), as_json=as_json)
+        tools.gflops(
+            method, paper=paper, size=size, resolution=resolution, classes=classes, sets=set_ or (), as_json=as_json
+        )
     )
 
 
@@ -189,10 +240,16 @@ def latency(
     methods: Annotated[list[str], typer.Argument(help="Methods whose finished evaluations are timed.")],
     batch: Annotated[str, typer.Option("--batch", help="Comma-separated batch sizes.")] = "1,16",
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
-    compile_: Annotated[str | None, typer.Option("--compile", help="Mode of torch.compile; eager when left out.")] = None,
-    memory_format: Annotated[str, typer.Option("--memory-format", help="channels_last or contiguous.")] = "channels_last",
+    compile_: Annotated[
+        str | None, typer.Option("--compile", help="Mode of torch.compile; eager when left out.")
+    ] = None,
+    memory_format: Annotated[
+        str, typer.Option("--memory-format", help="channels_last or contiguous.")
+    ] = "channels_last",
     threads: Annotated[int, typer.Option("--threads")] = 1,
-    point: Annotated[str | None, typer.Option("--point", help="Operating point; the default and half cost when left out.")] = None,
+    point: Annotated[
+        str | None, typer.Option("--point", help="Operating point; the default and half cost when left out.")
+    ] = None,
     min_seconds: Annotated[float, typer.Option("--min-seconds")] = 1.0,
     device: Device = "auto",
     work_dir: WorkDir = WORK_DIR,
@@ -203,8 +260,18 @@ def latency(
 
     raise typer.Exit(
         cli.latency(
-            methods, batch=batch, dtype=dtype, compile_mode=compile_, memory_format=memory_format, threads=threads, point=point,
-            min_seconds=min_seconds, device=device, work_dir=work_dir, as_json=as_json, command=_command(),
+            methods,
+            batch=batch,
+            dtype=dtype,
+            compile_mode=compile_,
+            memory_format=memory_format,
+            threads=threads,
+            point=point,
+            min_seconds=min_seconds,
+            device=device,
+            work_dir=work_dir,
+            as_json=as_json,
+            command=_command(),
         )
     )
 
@@ -222,7 +289,9 @@ def convert(
 
 
 @app.command()
-def parity(folder: Annotated[Path, typer.Argument(help="Folder of NAME.json + NAME.npz pairs.")], as_json: Json = False) -> None:
+def parity(
+    folder: Annotated[Path, typer.Argument(help="Folder of NAME.json + NAME.npz pairs.")], as_json: Json = False
+) -> None:
     """Compare our networks with the authors' outputs; exits with 1 on any failure or unsupported pair."""
     from harness import tools
 
@@ -231,8 +300,12 @@ def parity(folder: Annotated[Path, typer.Argument(help="Folder of NAME.json + NA
 
 @app.command()
 def gate(
-    against: Annotated[str | None, typer.Option("--against", help="Git revision: times old and new code interleaved.")] = None,
-    methods: Annotated[str | None, typer.Option("--methods", "-m", help="Comma-separated names; all when left out.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Git revision: times old and new code interleaved.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", "-m", help="Comma-separated names; all when left out.")
+    ] = None,
     store: Annotated[bool, typer.Option("--store", help="Store this machine's latencies as its baseline.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -267,7 +340,16 @@ def profile(
     from harness import tools
 
     raise typer.Exit(
-        tools.profile(method, size=size, resolution=resolution, batch=batch, device=device, out=out, sets=set_ or (), as_json=as_json)
+        tools.profile(
+            method,
+            size=size,
+            resolution=resolution,
+            batch=batch,
+            device=device,
+            out=out,
+            sets=set_ or (),
+            as_json=as_json,
+        )
     )
 
 
@@ -308,7 +390,14 @@ def data_check(
 
     raise typer.Exit(
         tools.data_check(
-            name, full=full, size=size, data_root=data_root, train=train, test=test, allow_absolute=allow_absolute, as_json=as_json
+            name,
+            full=full,
+            size=size,
+            data_root=data_root,
+            train=train,
+            test=test,
+            allow_absolute=allow_absolute,
+            as_json=as_json,
         )
     )
 
@@ -327,7 +416,9 @@ def data_stats(
     from harness import tools
 
     raise typer.Exit(
-        tools.data_stats(name, size=size, data_root=data_root, train=train, test=test, allow_absolute=allow_absolute, as_json=as_json)
+        tools.data_stats(
+            name, size=size, data_root=data_root, train=train, test=test, allow_absolute=allow_absolute, as_json=as_json
+        )
     )
 
 

@@ -1,8 +1,8 @@
 """Training artifacts: one folder per key, whole or not there. Weights are safetensors; no pickles.
 
-    artifacts/KEY/model.safetensors    the stage's weights
-    artifacts/KEY/artifact.json        what it is and what it cost; its rename is the commit
-    artifacts/KEY/run/                 epoch checkpoints and TensorBoard log while (and after) training
+artifacts/KEY/model.safetensors    the stage's weights
+artifacts/KEY/artifact.json        what it is and what it cost; its rename is the commit
+artifacts/KEY/run/                 epoch checkpoints and TensorBoard log while (and after) training
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     return dict(state)
 
 
-def load_into(model: nn.Module, state: Mapping[str, Tensor], *, into: str = "", take: str = "", origin: str = "") -> None:
+def load_into(
+    model: nn.Module, state: Mapping[str, Tensor], *, into: str = "", take: str = "", origin: str = ""
+) -> None:
     """Copy tensors below `take` of `state` to those below `into` of `model`.
 
     Every parameter and buffer of the model below `into` must be found with its shape; tensors of the

@@ -17,7 +17,9 @@ PRETRAINING = "pretraining"
 """Stands where a method name does, for backbones trained on an embedded set's stills."""
 
 
-def build_recognizer(method: str, settings: Mapping[str, Any], *, seed: int = 0, stage: str = "") -> EfficientRecognizer:
+def build_recognizer(
+    method: str, settings: Mapping[str, Any], *, seed: int = 0, stage: str = ""
+) -> EfficientRecognizer:
     """The recognizer of `method` with all constructor `settings`; weights drawn from (seed, stage).
 
     Raises UsageError for a setting that the class does not have.
@@ -33,7 +35,7 @@ def build_recognizer(method: str, settings: Mapping[str, Any], *, seed: int = 0,
         if name not in names:
             raise unknown(f"setting of {method}", name, names)
     torch.manual_seed(int(digest([seed, stage], 8), 16))
-    return cls(**settings).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return cls(**settings).to(memory_format=torch.channels_last)
 
 
 def constructor_settings(cls: type[EfficientRecognizer]) -> set[str]:

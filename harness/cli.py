@@ -5,14 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.data.cards import CSV_PREFIX
-from harness.errors import BenchError, UsageError, unknown
-from harness.plan import Cell, Overrides, Planner
+from harness.errors import BenchError, UsageError
+from harness.plan import Cell, Overrides
 from harness.protocol import Protocol
 from harness.records import Record, read_record, read_records
 from harness.registry import method_card, method_cards
@@ -60,7 +59,7 @@ def request(
             wanted = {d: wanted.get(d) or next(iter(wanted.values())) for d in _names(datasets)}
         wanted = {d: picked or names for d, names in wanted.items()}
     else:
-        wanted = {d: picked for d in _names(datasets)}
+        wanted = dict.fromkeys(_names(datasets), picked)
     for method in {m for names in wanted.values() for m in names}:
         method_card(method)
     overrides, protocol = parse_sets(sets, epochs)
@@ -136,8 +135,21 @@ def run(asked: Request, *, dry_run: bool, as_json: bool) -> Ran:
 
 
 def evaluate(
-    checkpoint: Path, dataset: str, *, dump: Path | None, device: str, work_dir: Path, data_root: Path, train: str | None,
-    test: str | None, sets: Sequence[str], limit: int | None, allow_missing: int, allow_absolute: bool, as_json: bool, command: str,
+    checkpoint: Path,
+    dataset: str,
+    *,
+    dump: Path | None,
+    device: str,
+    work_dir: Path,
+    data_root: Path,
+    train: str | None,
+    test: str | None,
+    sets: Sequence[str],
+    limit: int | None,
+    allow_missing: int,
+    allow_absolute: bool,
+    as_json: bool,
+    command: str,
 ) -> int:
     """Evaluate the artifact in or around `checkpoint` on a data set."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
@@ -150,8 +162,16 @@ def evaluate(
     artifact = json.loads(described.read_text())
     overrides, protocol = parse_sets(sets)
     size = artifact.get("size") or _size_of(artifact)
-    data = DataSpec(dataset, str(data_root), size, train=train, test=test, allow_missing=allow_missing,
-                    allow_absolute=allow_absolute, limit=limit)
+    data = DataSpec(
+        dataset,
+        str(data_root),
+        size,
+        train=train,
+        test=test,
+        allow_missing=allow_missing,
+        allow_absolute=allow_absolute,
+        limit=limit,
+    )
     videos = data.open()
     classes = artifact["settings"]["num_classes"]
     if len(videos.card.classes) != classes:
@@ -189,8 +209,19 @@ def evaluate(
 
 
 def latency(
-    methods: Sequence[str], *, batch: str, dtype: str, compile_mode: str | None, memory_format: str, threads: int,
-    point: str | None, min_seconds: float, device: str, work_dir: Path, as_json: bool, command: str,
+    methods: Sequence[str],
+    *,
+    batch: str,
+    dtype: str,
+    compile_mode: str | None,
+    memory_format: str,
+    threads: int,
+    point: str | None,
+    min_seconds: float,
+    device: str,
+    work_dir: Path,
+    as_json: bool,
+    command: str,
 ) -> int:
     """Time finished evaluations of `methods` in `work_dir`."""
     from harness.cost.latency import summary
@@ -201,13 +232,26 @@ def latency(
     records = [r for r in read_records([work_dir], "evaluation") if r.result["method"]["name"] in methods]
     missing = set(methods) - {r.result["method"]["name"] for r in records}
     if missing:
-        raise BenchError(f"no finished evaluation of {', '.join(sorted(missing))} in {work_dir}; run `bench.py run` first")
+        raise BenchError(
+            f"no finished evaluation of {', '.join(sorted(missing))} in {work_dir}; run `bench.py run` first"
+        )
     target = resolve_device(device)
     specs = [
         LatencySpec(
-            evaluation=record.result["key"], method=record.result["method"]["name"], size=record.result["method"]["size"],
-            data=_data_of(record), seed=record.result["seed"], point=name, batch=number, machine=fingerprint(), device=target,
-            dtype=dtype, compile=compile_mode, memory_format=memory_format, threads=threads, options={"min_seconds": min_seconds},
+            evaluation=record.result["key"],
+            method=record.result["method"]["name"],
+            size=record.result["method"]["size"],
+            data=_data_of(record),
+            seed=record.result["seed"],
+            point=name,
+            batch=number,
+            machine=fingerprint(),
+            device=target,
+            dtype=dtype,
+            compile=compile_mode,
+            memory_format=memory_format,
+            threads=threads,
+            options={"min_seconds": min_seconds},
         )
         for record in records
         for name in ([point] if point else timed_points(record.result["points"]))
@@ -229,7 +273,9 @@ def latency(
     if as_json:
         print(json.dumps(rows, indent=1))
     for row in () if as_json else rows:
-        told = row["reason"] or "  ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float)) or row["status"]
+        told = (
+            row["reason"] or "  ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float)) or row["status"]
+        )
         print(f"{row['what']}: {told}")
     return OK if all(scheduler.tasks[s.key].finished for s in specs) else FAILED
 
@@ -266,9 +312,11 @@ def _literal(text: str) -> Any:
 
 
 def _show_plan(asked: Request, planned: Sequence[Cell]) -> None:
-    scheduler = Scheduler(asked.work_dir, device=asked.device, jobs=asked.jobs, command=asked.command, keep_stale=asked.keep_stale)
+    scheduler = Scheduler(
+        asked.work_dir, device=asked.device, jobs=asked.jobs, command=asked.command, keep_stale=asked.keep_stale
+    )
     for cell in planned:
-        scheduler.add((*cell.train, cell.evaluation))
+        scheduler.add(cell.specs)
     scheduler.look(force=asked.force)
     for task in scheduler.tasks.values():
         status = {"waiting": "to do"}.get(task.status, task.status)
@@ -305,7 +353,8 @@ def _print_results(asked: Request, outcome: Outcome) -> None:
             continue
         first = row["points"][0]
         name, value = next(iter(first["metrics"].items()))
-        print(f"{head} {name} {value['value']:.1f} [{value['low']:.1f}, {value['high']:.1f}]  {first['gflops']['mean']:.4g} GFLOPs")
+        interval = f"[{value['low']:.1f}, {value['high']:.1f}]"
+        print(f"{head} {name} {value['value']:.1f} {interval}  {first['gflops']['mean']:.4g} GFLOPs")
 
 
 def _print_points(record: Record, as_json: bool) -> None:
@@ -314,5 +363,7 @@ def _print_points(record: Record, as_json: bool) -> None:
         print(json.dumps(points, indent=1))
         return
     for point in points:
-        metrics = "  ".join(f"{n} {m['value']:.2f} [{m['low']:.2f}, {m['high']:.2f}]" for n, m in point["metrics"].items())
+        metrics = "  ".join(
+            f"{n} {m['value']:.2f} [{m['low']:.2f}, {m['high']:.2f}]" for n, m in point["metrics"].items()
+        )
         print(f"{point['name']:12} {metrics}  {point['gflops']['mean']:.4g} GFLOPs")

@@ -70,9 +70,7 @@ class InitFrom:
     def __post_init__(self) -> None:
         kind = self.source.partition(":")[0]
         if kind not in ("pretrained", "stage", "method"):
-            raise UsageError(
-                f"init source {self.source!r}: expected pretrained:BACKBONE, stage:NAME or method:NAME"
-            )
+            raise UsageError(f"init source {self.source!r}: expected pretrained:BACKBONE, stage:NAME or method:NAME")
 
 
 @dataclass(frozen=True)

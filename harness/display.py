@@ -15,8 +15,16 @@ from harness.plan import Cell
 from harness.scheduler import Task
 from harness.work import LatencySpec, TrainSpec
 
-STYLES = {"done": "green", "cached": "cyan", "stale": "yellow", "failed": "bold red", "blocked": "red",
-          "stopped": "yellow", "running": "bold", "waiting": "dim"}
+STYLES = {
+    "done": "green",
+    "cached": "cyan",
+    "stale": "yellow",
+    "failed": "bold red",
+    "blocked": "red",
+    "stopped": "yellow",
+    "running": "bold",
+    "waiting": "dim",
+}
 
 
 class Display:
@@ -31,7 +39,9 @@ class Display:
     def __init__(self, cells: Sequence[Cell], tasks: Mapping[str, Task], out: TextIO = sys.stdout) -> None:
         self.cells, self.tasks = cells, tasks
         self.console = Console(file=out)
-        self.live = Live(console=self.console, auto_refresh=False, transient=False) if self.console.is_terminal else None
+        self.live = (
+            Live(console=self.console, auto_refresh=False, transient=False) if self.console.is_terminal else None
+        )
         self.said: dict[str, tuple[str, float]] = {}
         self.refreshed = 0.0
 
@@ -57,7 +67,9 @@ class Display:
         if task.status != status or now - last > 20.0:
             self.said[task.key] = (task.status, now)
             if task.status != "cached" or not isinstance(task.spec, TrainSpec):
-                self.console.print(f"{task.status:8} {task.spec.label()}{_detail(task)}", markup=False, highlight=False, soft_wrap=True)
+                self.console.print(
+                    f"{task.status:8} {task.spec.label()}{_detail(task)}", markup=False, highlight=False, soft_wrap=True
+                )
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, show_header=False)
@@ -68,15 +80,25 @@ class Display:
         timing = [t for t in self.tasks.values() if isinstance(t.spec, LatencySpec)]
         if timing:
             over = sum(t.finished for t in timing)
-            status = "done" if over == len(timing) else "running" if any(t.status == "running" for t in timing) else "waiting"
+            status = (
+                "done"
+                if over == len(timing)
+                else "running"
+                if any(t.status == "running" for t in timing)
+                else "waiting"
+            )
             failed = [t for t in timing if t.status == "failed"]
             status = "failed" if failed else status
-            table.add_row("latency", f"[{STYLES[status]}]{status}[/]", f"{over}/{len(timing)} {failed[0].reason if failed else ''}")
+            table.add_row(
+                "latency",
+                f"[{STYLES[status]}]{status}[/]",
+                f"{over}/{len(timing)} {failed[0].reason if failed else ''}",
+            )
         return table
 
     def line(self, cell: Cell) -> tuple[str, str]:
         """Status of a cell and what it is doing."""
-        tasks = [self.tasks[s.key] for s in (*cell.train, cell.evaluation) if s.key in self.tasks]
+        tasks = [self.tasks[s.key] for s in cell.specs if s.key in self.tasks]
         for task in tasks:
             if task.status in ("failed", "blocked", "stopped"):
                 return ("failed" if task.status == "blocked" else task.status), task.reason

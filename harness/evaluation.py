@@ -107,7 +107,9 @@ class Evaluator:
             for batch in _covering(result.trace.counts, seen):
                 clips = self._clips(split, batch, result.point)
                 runs.append(
-                    metered(self.recognizer, clips, result.point.settings, device=self.device, generator=self._generator())
+                    metered(
+                        self.recognizer, clips, result.point.settings, device=self.device, generator=self._generator()
+                    )
                 )
                 seen |= set(runs[-1][0].counts)
         table = CostTable.of(trace for trace, _ in runs)
@@ -192,9 +194,10 @@ def _covering(counts: Mapping[EventKey, np.ndarray], seen: set[EventKey]) -> lis
 def _put(whole: Trace, part: Trace, clips: Mapping[str, torch.Tensor], start: int) -> None:
     """Copy the trace of a batch into the rows from `start` on of the whole one."""
     rows = slice(start, start + part.videos)
-    for target, source in ((whole.counts, part.counts), (whole.accounted, part.accounted)):
-        for key, values in source.items():
-            target.setdefault(key, np.zeros(whole.videos))[rows] = values
+    for key, values in part.counts.items():
+        whole.counts.setdefault(key, np.zeros(whole.videos))[rows] = values
+    for reason, values in part.accounted.items():
+        whole.accounted.setdefault(reason, np.zeros(whole.videos))[rows] = values
     for name, values in part.decisions.items():
         table = whole.decisions.setdefault(name, np.full((whole.videos, values.shape[1]), -1, dtype=np.int64))
         table[rows] = values
@@ -214,8 +217,13 @@ def _add_counts(into: dict[Any, np.ndarray], more: Mapping[Any, np.ndarray], vid
 
 
 def _keep(
-    kept: dict[str, list[Any]], clips: Mapping[str, torch.Tensor], samples: Sequence[Any], trace: Trace, logits: torch.Tensor,
-    room: int, start: int,
+    kept: dict[str, list[Any]],
+    clips: Mapping[str, torch.Tensor],
+    samples: Sequence[Any],
+    trace: Trace,
+    logits: torch.Tensor,
+    room: int,
+    start: int,
 ) -> None:
     name = max(clips, key=lambda n: clips[n].shape[1])
     for row, sample in enumerate(samples[:room]):

@@ -16,7 +16,9 @@ def listing(what: str = "all") -> dict[str, dict[str, str]]:
     if what != "all" and what not in KINDS:
         raise unknown("list", what, (*KINDS, "all"))
     found = {
-        "methods": {c.name: f"{c.summary} [{', '.join(c.adapts) or 'static'}; {c.year}]" for c in method_cards().values()},
+        "methods": {
+            c.name: f"{c.summary} [{', '.join(c.adapts) or 'static'}; {c.year}]" for c in method_cards().values()
+        },
         "datasets": dataset_summaries(),
         "suites": {s.name: s.summary for s in SUITES.values()},
         "recipes": {r.name: f"{r.method} on {r.dataset} ({r.source})" for r in recipes()},

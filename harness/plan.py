@@ -18,7 +18,7 @@ from harness.recipes import paper_recipe
 from harness.recognizer import EfficientRecognizer
 from harness.registry import method_card, recognizer_class
 from harness.settings import plain
-from harness.work import DataSpec, EvalSpec, TrainSpec, Weights, training_part
+from harness.work import DataSpec, EvalSpec, Spec, TrainSpec, Weights, training_part
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Cell:
     seed: int
     train: tuple[TrainSpec, ...]
     evaluation: EvalSpec
+
+    @property
+    def specs(self) -> tuple[Spec, ...]:
+        """All its work, in order."""
+        return (*self.train, self.evaluation)
 
 
 class Planner:
@@ -168,7 +173,9 @@ class Planner:
             kind, _, name = init.source.partition(":")
             if kind == "stage":
                 if name not in own:
-                    raise UsageError(f"{method}: stage {stage.name!r} starts from {name!r}, which does not come before it")
+                    raise UsageError(
+                        f"{method}: stage {stage.name!r} starts from {name!r}, which does not come before it"
+                    )
                 weights.append(Weights(init.into, init.take, key=own[name].key))
             elif kind == "method":
                 chain = self.chain(name, seed, init.settings)
@@ -195,11 +202,13 @@ class Planner:
         if names is None:
             if how == "auto":
                 return None
-            raise UsageError(f"there are no pre-trained weights for {backbone!r}; use --set protocol.initialisation=scratch")
-        for name in names if self.weights_dir is not None else ():
-            path = self.weights_dir / name
-            if path.exists():
-                return path
+            raise UsageError(
+                f"there are no pre-trained weights for {backbone!r}; use --set protocol.initialisation=scratch"
+            )
+        candidates = [self.weights_dir / name for name in names] if self.weights_dir is not None else []
+        found = next((path for path in candidates if path.exists()), None)
+        if found is not None:
+            return found
         raise UsageError(
             f"{backbone} starts from ImageNet weights ({' or '.join(names)}), which are not in "
             f"{self.weights_dir or 'any --weights-dir'}; nothing is downloaded: put that file there and pass "
@@ -212,8 +221,13 @@ class Planner:
             method=PRETRAINING,
             method_version=card.version,
             settings=plain(
-                {"num_classes": CLASSES, "resolution": parameters(card.name, self.size).stills[0], "mean": list(card.mean), "std": list(card.std),
-                 "backbone": backbone}
+                {
+                    "num_classes": CLASSES,
+                    "resolution": parameters(card.name, self.size).stills[0],
+                    "mean": list(card.mean),
+                    "std": list(card.std),
+                    "backbone": backbone,
+                }
             ),
             stage=plain(pretraining_stage(backbone, self.size)),
             weights=(),
@@ -226,7 +240,11 @@ class Planner:
         )
 
     def _source(self, stage: Stage, own: Mapping[str, TrainSpec], needed: Sequence[TrainSpec]) -> str:
-        earlier = [own[i.source[6:]].initialisation for i in stage.init if i.source.startswith("stage:") and i.source[6:] in own]
+        earlier = [
+            own[i.source[6:]].initialisation
+            for i in stage.init
+            if i.source.startswith("stage:") and i.source[6:] in own
+        ]
         if any(s.method == PRETRAINING for s in needed) or "stills" in earlier:
             return "stills"
         if any(i.source.startswith("pretrained:") for i in stage.init) and self.protocol.initialisation != "scratch":
@@ -249,4 +267,3 @@ def check_overrides(overrides: Overrides, methods: Sequence[str]) -> None:
             raise unknown("method in --set", owner, known)
         if not any(name in names for m, names in known.items() if owner in ("", m)):
             raise unknown("setting", key, sorted({n for names in known.values() for n in names}))
-

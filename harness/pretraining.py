@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmaction.structures import ActionDataSample
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -21,6 +20,8 @@ from harness.data.glyphs import stills
 from harness.layers.backbones import build_backbone
 from harness.recognizer import Clips, EfficientRecognizer
 from harness.trace import Trace
+
+from mmaction.structures import ActionDataSample
 
 __all__ = ["CLASSES", "PRETRAINING", "StillsDataset", "StillsRecognizer", "pretraining_stage"]
 
@@ -33,10 +34,26 @@ CLASSES = 10
 def pretraining_stage(backbone: str, size: str) -> Stage:
     """The recipe of a backbone's pre-training."""
     if size == "tiny":
-        return Stage(backbone, epochs=6, batch_size=64, lr=4e-3, optimizer="AdamW", weight_decay=0.02,
-                     schedule="onecycle", clip_grad=5.0)
-    return Stage(backbone, epochs=12, batch_size=128, lr=1e-3, optimizer="AdamW", weight_decay=0.02,
-                 schedule="onecycle", clip_grad=5.0)
+        return Stage(
+            backbone,
+            epochs=6,
+            batch_size=64,
+            lr=4e-3,
+            optimizer="AdamW",
+            weight_decay=0.02,
+            schedule="onecycle",
+            clip_grad=5.0,
+        )
+    return Stage(
+        backbone,
+        epochs=12,
+        batch_size=128,
+        lr=1e-3,
+        optimizer="AdamW",
+        weight_decay=0.02,
+        schedule="onecycle",
+        clip_grad=5.0,
+    )
 
 
 class StillsRecognizer(EfficientRecognizer):

@@ -44,14 +44,13 @@ class Recipe:
 @cache
 def recipes() -> tuple[Recipe, ...]:
     """All recipes of all packages that hold methods, by name."""
-    found = []
+    found: list[Recipe] = []
     for package in sorted({card.module.rpartition(".")[0] for card in method_cards().values()}):
         folder = files(package) / "recipes"
         if not folder.is_dir():
             continue
-        for path in folder.iterdir():
-            if path.name.endswith(".toml"):
-                found.append(_read(path.name.removesuffix(".toml"), path.read_text(encoding="utf-8")))
+        paths = [path for path in folder.iterdir() if path.name.endswith(".toml")]
+        found += [_read(path.name.removesuffix(".toml"), path.read_text(encoding="utf-8")) for path in paths]
     return tuple(sorted(found, key=lambda r: r.name))
 
 

@@ -19,16 +19,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 import harness.compat  # noqa: F401  (before mmaction)
-from harness.data import clips as _clips  # noqa: F401  (registers ClipPreprocessor)
 from harness.contract import EMPTY, ClipRequest, OperatingPoint, Stage
+from harness.data import clips as _clips  # noqa: F401  (registers ClipPreprocessor)
 from harness.errors import UsageError
 from harness.trace import Trace
+
 from mmaction.models.recognizers.base import BaseRecognizer
 from mmaction.registry import MODELS
-from mmengine.model import BaseModel
 
 Clips = Mapping[str, Tensor]
 """Request name -> (B, T, 3, H, W), uint8 as decoded (or float, already normalised)."""
@@ -92,7 +93,8 @@ class EfficientRecognizer(BaseRecognizer):
 
     def operating_points(self, budgets: Sequence[float] = ()) -> Sequence[OperatingPoint]:
         """All points of the test-time knobs; the first is the default. `budgets` are the shares of the
-        full cost at which exits are to be calibrated."""
+        full cost at which exits are to be calibrated.
+        """
         points = [OperatingPoint("full")]
         if self.exits:
             points += [OperatingPoint(f"exit@{b:.2f}", knob="exit", value=b, budget=b) for b in budgets]
@@ -183,7 +185,7 @@ class EfficientRecognizer(BaseRecognizer):
 
     # -- mmaction2's interface -------------------------------------------------------------------
 
-    def extract_feat(self, inputs: Tensor, **kwargs: Any) -> Tensor:
+    def extract_feat(self, inputs: Clips | Tensor, **kwargs: Any) -> Tensor:
         """Logits of the default point (mmaction2's `mode='tensor'`)."""
         clips = self.as_clips(inputs)
         return self.infer(clips, trace=Trace(next(iter(clips.values())).shape[0]))

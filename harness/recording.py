@@ -39,7 +39,9 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
     protocol = _protocol(spec.protocol)
     videos = spec.data.open()
     recognizer = build_recognizer(spec.method, spec.settings)
-    state = artifacts.read_weights(spec.checkpoint) if spec.checkpoint else artifacts.load_state(work_dir, spec.artifact)
+    state = (
+        artifacts.read_weights(spec.checkpoint) if spec.checkpoint else artifacts.load_state(work_dir, spec.artifact)
+    )
     artifacts.load_into(recognizer, state, origin=spec.checkpoint or spec.artifact)
     evaluator = Evaluator(recognizer, videos, protocol, device=device, report=report)
     split = protocol.test_split
@@ -87,7 +89,9 @@ def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: R
     recorded = evaluation.result
     point = next((p for p in recorded["points"] if p["name"] == spec.point), None)
     if point is None:
-        raise BenchError(f"{spec.method} has no operating point {spec.point!r}; it has {[p['name'] for p in recorded['points']]}")
+        raise BenchError(
+            f"{spec.method} has no operating point {spec.point!r}; it has {[p['name'] for p in recorded['points']]}"
+        )
     recognizer = build_recognizer(spec.method, recorded["method"]["settings"])
     checkpoint = recorded["checkpoint"]
     state = artifacts.read_weights(checkpoint) if checkpoint else artifacts.load_state(work_dir, recorded["artifact"])
@@ -102,7 +106,8 @@ def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: R
         report({"note": "timing"})
         items, input_s, frames = _read(dataset, chosen)
         batches = [
-            collate(items[start : start + spec.batch])["inputs"] for start in range(0, count - spec.batch + 1, spec.batch)
+            collate(items[start : start + spec.batch])["inputs"]
+            for start in range(0, count - spec.batch + 1, spec.batch)
         ]
         measured = measure_latency(
             recognizer,

@@ -71,7 +71,7 @@ class Outcome:
 
     def status(self, cell: Cell) -> str:
         """Status of a cell: its worst task's."""
-        tasks = [self.tasks[s.key] for s in (*cell.train, cell.evaluation)]
+        tasks = [self.tasks[s.key] for s in cell.specs]
         bad = [t for t in tasks if not t.finished]
         return bad[0].status if bad else self.tasks[cell.evaluation.key].status
 
@@ -125,7 +125,7 @@ def execute(request: Request, cells: Sequence[Cell], skipped: Mapping[str, str])
         with Display(cells, scheduler.tasks) as display:
             scheduler.notify = display.update
             for cell in cells:
-                scheduler.add((*cell.train, cell.evaluation))
+                scheduler.add(cell.specs)
             scheduler.look(force=request.force)
             scheduler.run()
             if not scheduler.stopping and request.timing.batches:

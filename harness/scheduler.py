@@ -24,9 +24,8 @@ from harness import artifacts, sources
 from harness.errors import BenchError
 from harness.jobs import STOPPED
 from harness.records import read_record, write_json
-from harness.work import EvalSpec, LatencySpec, TrainSpec, to_plain
+from harness.work import EvalSpec, LatencySpec, Spec, TrainSpec, to_plain
 
-Spec = TrainSpec | EvalSpec | LatencySpec
 Notify = Callable[["Task"], None]
 
 
@@ -169,7 +168,9 @@ class Scheduler:
         for task in self.tasks.values():
             if task.status != "waiting":
                 continue
-            bad = [n for n in task.needs if n in self.tasks and self.tasks[n].status in ("failed", "blocked", "stopped")]
+            bad = [
+                n for n in task.needs if n in self.tasks and self.tasks[n].status in ("failed", "blocked", "stopped")
+            ]
             if bad:
                 origin = self.tasks[bad[0]]
                 task.status = "blocked" if origin.status != "stopped" else "stopped"
@@ -271,8 +272,13 @@ class Scheduler:
             task.status, task.reason = "stopped", "stopped on request; run the same command again to go on"
         else:
             how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
-            task.status, task.reason = "failed", str(task.progress.get("error", f"the job ended with {how}; see {process.log}"))
-            write_json(failure, {"key": task.key, "what": task.spec.label(), "reason": task.reason, "log": str(process.log)})
+            task.status, task.reason = (
+                "failed",
+                str(task.progress.get("error", f"the job ended with {how}; see {process.log}")),
+            )
+            write_json(
+                failure, {"key": task.key, "what": task.spec.label(), "reason": task.reason, "log": str(process.log)}
+            )
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -297,7 +303,8 @@ def locked(work_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise BenchError(
-                f"another run ({file.read().strip() or 'unknown process'}) is working in {work_dir}; wait for it or use another --work-dir"
+                f"another run ({file.read().strip() or 'unknown process'}) is working in {work_dir}; "
+                "wait for it or use another --work-dir"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()}")

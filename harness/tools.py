@@ -119,7 +119,9 @@ def _gate_stored(names: Sequence[str], store: bool) -> int:
 
     folder = ROOT / "tests" / "benchmarks"
     if not folder.is_dir():
-        raise BenchError("the stored baselines lie in the project's checkout (tests/benchmarks); use --against REV there")
+        raise BenchError(
+            "the stored baselines lie in the project's checkout (tests/benchmarks); use --against REV there"
+        )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", str(folder), *(["--store"] if store else [])]
     command += ["-k", " or ".join(names)] if names else []
     return OK if subprocess.run(command, cwd=ROOT, check=False).returncode == 0 else FAILED
@@ -148,7 +150,9 @@ def profile(
 
     settings = full_settings(method, size, resolution, parse_sets(sets)[0].settings)
     recognizer = build_recognizer(method, {**settings, "num_classes": 10, "resolution": resolution}).eval()
-    clips = {name: clip.expand(batch, *clip.shape[1:]).contiguous() for name, clip in synthetic_clips(recognizer).items()}
+    clips = {
+        name: clip.expand(batch, *clip.shape[1:]).contiguous() for name, clip in synthetic_clips(recognizer).items()
+    }
     out.mkdir(parents=True, exist_ok=True)
     found = run_profile(recognizer, clips, {}, out / f"{method}.trace.json", device=resolve_device(device))
     print(json.dumps(plain(found), indent=1) if as_json else table(found))
@@ -189,7 +193,15 @@ def data_prepare(names: Sequence[str], *, data_root: Path) -> int:
 
 
 def data_check(
-    name: str, *, full: bool, size: str, data_root: Path, train: str | None, test: str | None, allow_absolute: bool, as_json: bool
+    name: str,
+    *,
+    full: bool,
+    size: str,
+    data_root: Path,
+    train: str | None,
+    test: str | None,
+    allow_absolute: bool,
+    as_json: bool,
 ) -> int:
     """All broken videos of a data set; 1 where there are any."""
     from harness.data.check import check
@@ -215,7 +227,7 @@ def data_stats(
     from harness.data.videos import open_dataset
 
     videos = open_dataset(name, data_root=data_root, size=size, train=train, test=test, allow_absolute=allow_absolute)
-    splits = {}
+    splits: dict[str, Any] = {}
     for split, entries in videos.splits.items():
         lengths = sorted(e.frames or 0 for e in entries)
         per_class = Counter(label for e in entries for label in e.labels)
@@ -241,5 +253,6 @@ def data_stats(
     print(f"decoder: {found['decoder']}; fingerprint {found['fingerprint'][:16]}")
     for split, row in splits.items():
         counts = row["per_class"].values()
-        print(f"  {split:6} {row['videos']:7} videos, frames {row['frames']}, per class {min(counts, default=0)}-{max(counts, default=0)}")
+        per_class = f"per class {min(counts, default=0)}-{max(counts, default=0)}"
+        print(f"  {split:6} {row['videos']:7} videos, frames {row['frames']}, {per_class}")
     return OK

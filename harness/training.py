@@ -49,7 +49,9 @@ def train(spec: TrainSpec, work_dir: Path, *, device: str, report: Report, stop:
     recognizer = build_recognizer(spec.method, spec.settings, seed=spec.seed, stage=stage.name)
     for weights in spec.weights:
         state = _source_state(weights, work_dir)
-        artifacts.load_into(recognizer, state, into=weights.into, take=weights.take, origin=weights.key or str(weights.path))
+        artifacts.load_into(
+            recognizer, state, into=weights.into, take=weights.take, origin=weights.key or str(weights.path)
+        )
     if device == "cpu":
         recognizer = recognizer.to(memory_format=torch.channels_last)
     recognizer.set_stage(stage)
@@ -129,7 +131,14 @@ def schedulers(stage: Stage, iterations_per_epoch: int) -> list[dict[str, Any]]:
     up = min(total - 2, max(1, math.floor(stage.warmup * total)))
     return [
         {"type": "LinearLR", "start_factor": 0.04, "begin": 0, "end": up, "by_epoch": False},
-        {"type": "CosineAnnealingLR", "T_max": total - up, "begin": up, "end": total, "eta_min": 0.0, "by_epoch": False},
+        {
+            "type": "CosineAnnealingLR",
+            "T_max": total - up,
+            "begin": up,
+            "end": total,
+            "eta_min": 0.0,
+            "by_epoch": False,
+        },
     ]
 
 
@@ -264,7 +273,9 @@ class _StageHook(Hook):
             return
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
-            raise BenchError(f"the loss is {loss} in epoch {runner.epoch + 1}, iteration {runner.iter}; lower the learning rate")
+            raise BenchError(
+                f"the loss is {loss} in epoch {runner.epoch + 1}, iteration {runner.iter}; lower the learning rate"
+            )
         self.last = now
         done = runner.iter - self.started[0]
         eta = (now - self.started[1]) / done * (runner.max_iters - runner.iter - 1) if done else None

@@ -92,7 +92,9 @@ class TrainSpec:
             "method_version": self.method_version,
             "settings": self.settings,
             "stage": self.stage,
-            "weights": [{"into": w.into, "take": w.take, "from": w.key or _file_identity(w.path)} for w in self.weights],
+            "weights": [
+                {"into": w.into, "take": w.take, "from": w.key or _file_identity(w.path)} for w in self.weights
+            ],
             "fingerprint": self.fingerprint,
             "seed": self.seed,
             "training": self.training,
@@ -175,18 +177,22 @@ class LatencySpec:
         return f"{self.method} on {self.data.label()} seed {self.seed}: {self.point}, batch {self.batch}"
 
 
+Spec = TrainSpec | EvalSpec | LatencySpec
+"""Any unit of work."""
+
+
 def training_part(protocol: Protocol) -> dict[str, Any]:
     """The protocol settings that weights depend on."""
     names = ("train_split", "selection", "epoch_scale", "dtype", "threads", "limit")
     return {name: getattr(protocol, name) for name in names}
 
 
-def to_plain(spec: TrainSpec | EvalSpec | LatencySpec) -> dict[str, Any]:
+def to_plain(spec: Spec) -> dict[str, Any]:
     """JSON form, read back by `read_spec`."""
     return {"kind": type(spec).__name__, **plain(asdict(spec))}
 
 
-def read_spec(value: Mapping[str, Any]) -> TrainSpec | EvalSpec | LatencySpec:
+def read_spec(value: Mapping[str, Any]) -> Spec:
     """Inverse of `to_plain`."""
     kinds: dict[str, type] = {c.__name__: c for c in (TrainSpec, EvalSpec, LatencySpec)}
     fields = dict(value)

@@ -54,7 +54,8 @@ def command(clips: Path, work_dir: Path, *extra: str) -> list[str]:
 
 def bench(*arguments: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run bench.py to its end."""
+    line = [sys.executable, str(ROOT / "bench.py"), *arguments]
+    environment = {**os.environ, "COLUMNS": "200"}
     return subprocess.run(
-        [sys.executable, str(ROOT / "bench.py"), *arguments],
-        capture_output=True, text=True, cwd=cwd or ROOT, timeout=timeout, check=False, env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
+        line, capture_output=True, text=True, cwd=cwd or ROOT, timeout=timeout, check=False, env=environment
+    )

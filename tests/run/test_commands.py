@@ -35,7 +35,9 @@ def test_wrong_usage_is_named_and_exits_with_2(arguments: list[str], told: str, 
 
 
 def test_missing_data_of_a_real_set_is_explained(tmp_path: Path) -> None:
-    done = bench("run", "--methods", "tsn", "--datasets", "jester", "--data-root", str(tmp_path), "--work-dir", str(tmp_path))
+    done = bench(
+        "run", "--methods", "tsn", "--datasets", "jester", "--data-root", str(tmp_path), "--work-dir", str(tmp_path)
+    )
     assert done.returncode in (1, 2)
     assert "jester" in done.stderr and "Traceback" not in done.stderr
 

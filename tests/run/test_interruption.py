@@ -104,7 +104,11 @@ def test_a_finished_run_is_not_repeated(clips_csv: Path, undisturbed: Path) -> N
 @pytest.mark.timeout(300)
 def test_sigterm_lets_jobs_save_and_leave(clips_csv: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command(clips_csv, tmp_path, "--epochs", "200"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(clips_csv, tmp_path, "--epochs", "200"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     deadline = time.monotonic() + 200
     while not list(tmp_path.glob("artifacts/*/run/epoch_*.pth")):

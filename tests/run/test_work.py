@@ -120,8 +120,8 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 
 def test_the_longest_prefix_sets_the_multipliers() -> None:
     net = Net()
-    stage = Stage("s", 1, 1, 0.1, weight_decay=0.01,
-                  groups=(ParamGroup(("b",), lr_mult=2.0), ParamGroup(("b.1",), lr_mult=3.0, decay_mult=0.0)))  # fmt: skip
+    wanted = (ParamGroup(("b",), lr_mult=2.0), ParamGroup(("b.1",), lr_mult=3.0, decay_mult=0.0))
+    stage = Stage("s", 1, 1, 0.1, weight_decay=0.01, groups=wanted)
     groups = optimizer_groups(net, stage)
     found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert found[id(net.a.weight)] == (0.1, 0.01)
