@@ -1,8 +1,8 @@
 """Records as a report wants them: comparable groups of methods, seeds aggregated, timings attached.
 
 A group is one table: one dataset (one part of it, where folds were asked for) at one resolution under one
-protocol. Numbers that differ in video
-ids, labels, splits or pixels (the dataset's fingerprint) are not put into one table unless asked.
+protocol. Numbers that differ in video ids, labels, splits or pixels (the dataset's fingerprint) are not put
+into one table unless asked.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ def collect(work_dirs: Iterable[Path | str], *, allow_mixed: bool = False) -> Re
     for record in evaluations:
         parts[_group_key(record)].append(record)
     groups = [_group(records, latencies, allow_mixed) for records in parts.values()]
-    groups.sort(key=lambda g: (g.dataset["title"], g.dataset["resolution"], g.title))
+    groups.sort(
+        key=lambda g: (g.dataset["title"], g.dataset.get("part") or "", g.dataset["resolution"], str(g.protocol))
+    )
     _title(groups)
     _style(groups)
     return Report(groups, failures, evaluations, latencies)
