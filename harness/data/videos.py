@@ -25,7 +25,7 @@ from pathlib import Path
 from harness.data.cards import CSV_PREFIX, SIZES, DatasetCard, dataset_card
 from harness.data.check import Problem, describe, inspect
 from harness.data.decode import VideoInfo
-from harness.data.lists import VideoEntry, first_existing, read_classes, read_csv, read_list
+from harness.data.lists import CsvTable, VideoEntry, first_existing, read_classes, read_csv, read_list
 from harness.errors import DataError, UsageError
 from harness.settings import plain
 
@@ -93,19 +93,40 @@ def open_dataset(
         UsageError: Unknown name, column or value, or a selection for a set that has its own splits.
         DataError: A list is wrong, or videos are broken (all of them are named).
     """
-    data_root, card = Path(data_root), dataset_card(name)
+    data_root = Path(data_root)
+    card, splits = listed(name, data_root=data_root, size=size, train=train, test=test, fold=fold,
+                          allow_absolute=allow_absolute)
+    if "all" in splits:
+        raise UsageError(f"{card.title}: say which rows are train and which are test: --train COLUMN=VALUE --test "
+                         "COLUMN=VALUE, --folds COLUMN, or a column named split with train and test")
+    splits = {s: v[:limit] for s, v in _with_held_out(splits).items()}
+    return _checked(card, size, splits, data_root, allow_missing) if check else _finish(card, size, splits, {})
+
+
+def listed(
+    name: str,
+    *,
+    data_root: Path | str,
+    size: str,
+    train: str | None = None,
+    test: str | None = None,
+    fold: str | None = None,
+    allow_absolute: bool = False,
+) -> tuple[DatasetCard, Splits]:
+    """What the lists of a dataset name, before any video is looked at; arguments as of `open_dataset`.
+
+    A CSV without a selection and without a column `split` gives all its rows as one split, `all`.
+    """
+    card = dataset_card(name)
     if size not in SIZES:
         raise UsageError(f"size must be one of {', '.join(SIZES)}, not {size!r}")
     if name.startswith(CSV_PREFIX):
-        card, splits = _from_csv(card, train, test, fold, allow_absolute)
-    elif train or test or fold:
+        return _from_csv(card, train, test, fold, allow_absolute)
+    if train or test or fold:
         raise UsageError(f"{card.name} has its own splits; --train, --test and --folds are for csv:PATH")
-    elif card.kind == "embedded":
-        splits = _embedded(card, size, data_root)
-    else:
-        card, splits = _from_lists(card, data_root / card.name)
-    splits = {s: v[:limit] for s, v in _with_held_out(splits).items()}
-    return _checked(card, size, splits, data_root, allow_missing) if check else _finish(card, size, splits, {})
+    if card.kind == "embedded":
+        return card, _embedded(card, size, Path(data_root))
+    return _from_lists(card, Path(data_root) / card.name)
 
 
 def hold_out(entries: Sequence[VideoEntry], share: float = CALIB_SHARE) -> tuple[tuple[VideoEntry, ...], ...]:
@@ -120,22 +141,9 @@ def _from_csv(
 ) -> tuple[DatasetCard, Splits]:
     table = read_csv(Path(card.name.removeprefix(CSV_PREFIX)), allow_absolute=allow_absolute)
     card = replace(card, classes=table.classes, num_classes=len(table.classes))
-    rows = range(len(table.rows))
-    if fold:
-        if train or test:
-            raise UsageError("--folds chooses both splits; drop --train and --test")
-        chosen = {"test": table.where(fold)}
-        chosen["train"] = [i for i in rows if i not in set(chosen["test"])]
-    elif train and test:
-        chosen = {"train": table.where(train), "test": table.where(test)}
-    elif train or test:
-        raise UsageError("--train and --test go together: --train COLUMN=VALUE --test COLUMN=VALUE")
-    elif "split" in table.rows[0]:
-        names = table.column("split")
-        chosen = {s: [i for i in rows if names[i] == s] for s in SPLITS if s in names}
-    else:
-        raise UsageError(f"{table.path}: say which rows are train and which are test: --train COLUMN=VALUE --test "
-                         f"COLUMN=VALUE, --folds COLUMN, or a column named split; columns: {', '.join(table.rows[0])}")
+    chosen = _selected(table, train, test, fold)
+    if chosen is None:
+        return card, {"all": table.entries}
     for split in ("train", "test"):
         if not chosen.get(split):
             raise UsageError(f"{table.path}: no video is left for the {split} split")
@@ -144,6 +152,24 @@ def _from_csv(
         raise UsageError(f"{table.path}: {len(both)} videos are in train and test, for example "
                          f"{table.entries[min(both)].id}")
     return card, {s: tuple(table.entries[i] for i in which) for s, which in chosen.items()}
+
+
+def _selected(table: CsvTable, train: str | None, test: str | None, fold: str | None) -> dict[str, list[int]] | None:
+    """Row numbers by split, or None where neither the caller nor a column `split` says it."""
+    rows = range(len(table.rows))
+    if fold:
+        if train or test:
+            raise UsageError("--folds chooses both splits; drop --train and --test")
+        tested = table.where(fold)
+        return {"train": [i for i in rows if i not in set(tested)], "test": tested}
+    if train and test:
+        return {"train": table.where(train), "test": table.where(test)}
+    if train or test:
+        raise UsageError("--train and --test go together: --train COLUMN=VALUE --test COLUMN=VALUE")
+    if "split" not in table.rows[0]:
+        return None
+    names = table.column("split")
+    return {s: [i for i in rows if names[i] == s] for s in SPLITS if s in names}
 
 
 def _from_lists(card: DatasetCard, folder: Path) -> tuple[DatasetCard, Splits]:

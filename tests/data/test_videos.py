@@ -9,7 +9,7 @@ import pytest
 
 from harness.data.check import check, describe, inspect
 from harness.data.lists import read_csv
-from harness.data.videos import VideoSet, hold_out, open_dataset
+from harness.data.videos import VideoSet, hold_out, listed, open_dataset
 from harness.errors import DataError, UsageError
 from tests.data.media import picture, shared, write
 
@@ -57,6 +57,16 @@ def test_csv_splits(folder: Path, tmp_path: Path) -> None:
 def test_csv_selection_errors(folder: Path, tmp_path: Path, options: dict, match: str) -> None:
     with pytest.raises(UsageError, match=match):
         opened(folder, tmp_path, **options)
+
+
+def test_a_csv_without_splits_can_be_checked_but_not_opened(tmp_path: Path) -> None:
+    write(tmp_path / "a.mp4", picture(frames=2))
+    (tmp_path / "labels.csv").write_text("path,label\na.mp4,0\nb.mp4,1\n")
+    name = f"csv:{tmp_path / 'labels.csv'}"
+    _, splits = listed(name, data_root=tmp_path, size="tiny")
+    assert [e.id for e in splits["all"]] == ["a.mp4", "b.mp4"]
+    with pytest.raises(UsageError, match="say which rows are train"):
+        open_dataset(name, data_root=tmp_path, size="tiny")
 
 
 def test_selection_is_for_csv_only(tmp_path: Path) -> None:
