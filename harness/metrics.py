@@ -147,10 +147,10 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("top1", "Top-1 accuracy", *_top(1)),
         Metric("top5", "Top-5 accuracy", *_top(5)),
-        Metric("mAP", "Mean average precision", _mean_average_precision, _weighted_map),
+        Metric("mAP", "mAP", _mean_average_precision, _weighted_map),
         Metric(
             "mAP@first-label",
-            "Mean average precision, first label only",
+            "mAP of the first label",
             lambda scores, targets: _mean_average_precision(scores, targets[:, :1]),
             lambda scores, targets, draws: _weighted_map(scores, targets[:, :1], draws),
         ),

@@ -29,7 +29,7 @@ PALETTE = (
     "#6b8e23",
     "#2f8f9d",
 )
-MARKERS = "osD^vPX<>hp*d"
+MARKERS = "osD^v<>phd*"
 INK, FAINT, GRID, PAPER = "#1c2026", "#6a7280", "#dfe3e8", "#fefefe"
 """Colours of everything that is not data; in the page they follow its light or dark theme."""
 THEME = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--line)", PAPER: "var(--card)"}
