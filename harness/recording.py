@@ -61,7 +61,7 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
         "key": spec.key,
         "created": _now(),
         "method": _method(spec, recognizer),
-        "dataset": _dataset(videos),
+        "dataset": {**_dataset(videos), "part": spec.data.fold or spec.data.test},
         "data": asdict(spec.data),
         "protocol": spec.protocol,
         "seed": spec.seed,

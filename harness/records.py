@@ -49,6 +49,7 @@ EVALUATION_SCHEMA: dict[str, str] = {
     "dataset.name": "str",
     "dataset.title": "str",
     "dataset.fingerprint": "str",
+    "dataset.part": "str or null, the fold or selection that was tested",
     "dataset.metric": "str, name of the main metric: top1 or mAP",
     "dataset.classes": "list of str",
     "dataset.videos": "dict split -> int",
