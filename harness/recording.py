@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import shlex
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,6 @@ from harness.build import build_recognizer
 from harness.contract import OperatingPoint
 from harness.cost.table import CostTable
 from harness.data.clips import ClipDataset, collate
-from harness.data.decode import iterate
 from harness.errors import BenchError
 from harness.evaluation import Evaluator, PointResult
 from harness.metrics import evaluate, reported
@@ -80,7 +78,7 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
 
 def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: Report) -> Record:
     """Time one operating point on this machine, alone, and commit the record of `spec`."""
-    from harness.cost.latency import measure_latency
+    from harness.cost.latency import measure_latency, phases
     from harness.cost.machine import machine_lock
 
     evaluation = read_record(work_dir / "records" / "evaluation" / spec.evaluation)
@@ -98,20 +96,17 @@ def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: R
     artifacts.load_into(recognizer, state)
     split = _protocol(recorded["protocol"]).test_split
     requests = recognizer.clip_requests(point["settings"])
-    dataset = ClipDataset(spec.data.open(), split, requests, train=False, seed=0, cache_bytes=0)
-    count = min(len(dataset), max(TIMED_VIDEOS, 2 * spec.batch))
-    chosen = [int(i) for i in np.linspace(0, len(dataset) - 1, count).round()]
+    videos = spec.data.open()
+    dataset = ClipDataset(videos, split, requests, train=False, seed=0)
+    count = -(-max(TIMED_VIDEOS, 2 * spec.batch) // spec.batch) * spec.batch  # videos repeat where there are fewer
+    items = [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, count).round()]
     table = CostTable.from_rows(recorded["cost"]["table"])
     with machine_lock(work_dir, on_wait=lambda text: report({"note": text})):
         report({"note": "timing"})
-        items, input_s, frames = _read(dataset, chosen)
-        batches = [
-            collate(items[start : start + spec.batch])["inputs"]
-            for start in range(0, count - spec.batch + 1, spec.batch)
-        ]
+        batches = [collate(items[i : i + spec.batch])["inputs"] for i in range(0, count, spec.batch)]
         measured = measure_latency(
             recognizer,
-            batches or [collate(items)["inputs"]],
+            batches,
             point["settings"],
             device=spec.device,
             dtype=spec.dtype,
@@ -120,10 +115,10 @@ def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: R
             gflops=table.gflops,
             **spec.options,
         )
+        parts = phases(recognizer, videos, split, requests, point["settings"], device=spec.device, batch=spec.batch)
     result = {
         **measured,
-        "phases_s": {**input_s, **measured["phases_s"]},
-        "frames_decoded": frames,
+        **parts,
         "kind": "latency",
         "key": spec.key,
         "created": _now(),
@@ -137,28 +132,6 @@ def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: R
         "sources": sources.loaded(),
     }
     return commit_record(work_dir / "records" / "latency" / spec.key, result)
-
-
-def _read(dataset: ClipDataset, chosen: Sequence[int]) -> tuple[list[dict[str, Any]], dict[str, float], float]:
-    """Samples read from disk, seconds per video of decoding and of transforming them, frames decoded per video.
-
-    Decoding is timed alone on the same frames; the rest of making a sample is its transform.
-    """
-    dataset[chosen[0]]  # opens libraries and files once, untimed
-    items, whole_s, decode_s, frames = [], 0.0, 0.0, 0
-    for index in chosen:
-        started = time.perf_counter()
-        item = dataset[index]
-        made = time.perf_counter()
-        wanted = sorted({i for numbers in item["data_samples"].metainfo["frame_indices"].values() for i in numbers})
-        entry = dataset.entries[index]
-        for _ in iterate(entry.path, wanted, template=dataset.card.template):
-            pass
-        whole_s, decode_s = whole_s + made - started, decode_s + time.perf_counter() - made
-        items.append(item)
-        frames += len(wanted) if entry.path.is_dir() else wanted[-1] + 1
-    n = len(chosen)
-    return items, {"decode": decode_s / n, "transform": max(0.0, whole_s - decode_s) / n}, frames / n
 
 
 def _point(

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from harness.cli import FAILED, OK, parse_sets, resolve_device
 from harness.data.cards import SIZES, dataset_card
+from harness.data.lists import first_existing
 from harness.errors import BenchError, UsageError, unknown
 from harness.registry import method_card, recognizer_class
 from harness.settings import plain
@@ -184,11 +185,10 @@ def data_prepare(names: Sequence[str], *, data_root: Path) -> int:
             continue
         folder = data_root / card.name
         print(f"{name}: {card.title}; frames or videos below {folder}")
-        for split, candidates in card.splits.items():
-            names_ = [candidates] if isinstance(candidates, str) else list(candidates)
-            found = next((n for n in names_ if (folder / n).exists()), None)
-            complete = complete and found is not None
-            print(f"  {split:6} {' or '.join(names_)}: {'there' if found else 'MISSING'}")
+        for what, candidates in [*card.splits.items(), ("classes", card.class_files)]:
+            found = first_existing(folder, candidates)
+            complete = complete and (found is not None or not candidates)
+            print(f"  {what:8} {' or '.join(candidates) or '-'}: {found.name if found else 'MISSING'}")
     return OK if complete else FAILED
 
 
@@ -227,7 +227,7 @@ def data_stats(
     from harness.data.videos import open_dataset
 
     videos = open_dataset(name, data_root=data_root, size=size, train=train, test=test, allow_absolute=allow_absolute)
-    splits: dict[str, Any] = {}
+    splits: dict[str, dict[str, Any]] = {}
     for split, entries in videos.splits.items():
         lengths = sorted(e.frames or 0 for e in entries)
         per_class = Counter(label for e in entries for label in e.labels)
@@ -250,9 +250,9 @@ def data_stats(
         print(json.dumps(found, indent=1))
         return OK
     print(f"{found['name']}: {found['title']}; {found['classes']} classes, {found['metric']}, {found['resolution']} px")
-    print(f"decoder: {found['decoder']}; fingerprint {found['fingerprint'][:16]}")
+    print(f"decoder: {found['decoder']}; fingerprint {videos.fingerprint[:16]}")
     for split, row in splits.items():
-        counts = row["per_class"].values()
-        per_class = f"per class {min(counts, default=0)}-{max(counts, default=0)}"
+        sizes = row["per_class"].values()
+        per_class = f"per class {min(sizes, default=0)}-{max(sizes, default=0)}"
         print(f"  {split:6} {row['videos']:7} videos, frames {row['frames']}, {per_class}")
     return OK
