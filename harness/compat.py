@@ -9,6 +9,7 @@ for each, which fails without the workaround or says that upstream no longer nee
     Runner(resume=True)    does not restore random state                             EpochSeedHook
     launcher='pytorch'     calls torch.cuda.set_device on a machine without a GPU    runner_launch
     AmpOptimWrapper        asserts a GPU                                             AutocastOptimWrapper
+    mmcv-lite              warns of compiled operators that no recognizer here uses  filtered, below
     get_device()           is fixed at import: `--device cpu` has no effect          choose_device
 """
 
@@ -22,6 +23,7 @@ import random
 import re
 import sys
 import types
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,6 +60,8 @@ __all__ = [
     "unwrap",
     "world_size",
 ]
+
+warnings.filterwarnings("ignore", message="Fail to import ``MultiScaleDeformableAttention``")
 
 
 def _stub_drn() -> None:

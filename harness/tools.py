@@ -253,6 +253,6 @@ def data_stats(
     print(f"decoder: {found['decoder']}; fingerprint {videos.fingerprint[:16]}")
     for split, row in splits.items():
         sizes = row["per_class"].values()
-        per_class = f"per class {min(sizes, default=0)}-{max(sizes, default=0)}"
-        print(f"  {split:6} {row['videos']:7} videos, frames {row['frames']}, {per_class}")
+        spread = f"per class {min(sizes, default=0)}-{max(sizes, default=0)}"
+        print(f"  {split:6} {row['videos']:7} videos, frames {row['frames']}, {spread}")
     return OK
