@@ -185,7 +185,7 @@ class ARNet(EfficientRecognizer):
             ),
             Stage(
                 "finetune",
-                epochs=2,
+                epochs=1,
                 batch_size=32,
                 lr=5e-4,
                 **common,
