@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -65,6 +66,7 @@ class _Process:
     log: Path
     asked: float | None = None
     rest: bytes = b""
+    closed: bool = False
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Progress that came in since the last call."""
@@ -74,6 +76,7 @@ class _Process:
             except BlockingIOError:
                 break
             if not data:
+                self.closed = True
                 break
             *whole, self.rest = (self.rest + data).split(b"\n")
             yield from (json.loads(line) for line in whole if line)
@@ -148,8 +151,9 @@ class Scheduler:
                         self._start()
                     if not self.running:
                         break
+                    # asleep until a job speaks or ends: a busy parent would disturb what is being timed
+                    select.select([p.pipe for p in self.running], [], [], 1.0)
                     self._poll()
-                    time.sleep(0.05)
             finally:
                 for process in self.running:
                     process.popen.kill()
@@ -238,7 +242,7 @@ class Scheduler:
                 task = self.tasks[line.pop("key")]
                 task.progress = {**task.progress, **line}
                 self.notify(task)
-            code = process.popen.poll()
+            code = process.popen.poll() if not process.closed else process.popen.wait()
             if code is None:
                 self._ask_to_leave(process)
                 continue
