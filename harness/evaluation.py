@@ -141,7 +141,7 @@ class Evaluator:
             _put(whole, trace, clips, start)
             start += len(samples)
             self.report({"note": f"evaluating {point.name}", "done": start, "total": len(dataset)})
-        return PointResult(point, np.concatenate(logits), whole, _overlay(kept) if kept else None)
+        return PointResult(point, np.concatenate(logits), whole, _overlay(kept))
 
     def _exit_logits(self, split: str) -> np.ndarray:
         dataset = self._dataset(split, OperatingPoint("full"), 0)
@@ -232,6 +232,8 @@ def _keep(
         kept.setdefault("boxes", []).extend((start + row, b[1], *b[3:]) for b in trace.boxes if b[0] == row)
 
 
-def _overlay(kept: Mapping[str, list[Any]]) -> dict[str, np.ndarray]:
-    boxes = np.asarray(kept.get("boxes") or np.zeros((0, 6)), dtype=np.float32)
-    return {**{k: np.asarray(v) for k, v in kept.items() if k != "boxes"}, "boxes": boxes}
+def _overlay(kept: Mapping[str, list[Any]]) -> dict[str, np.ndarray] | None:
+    """Arrays for the picture; None for a method that looks nowhere in particular."""
+    if not kept.get("boxes"):
+        return None
+    return {name: np.asarray(values, dtype=np.float32 if name == "boxes" else None) for name, values in kept.items()}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import harness.compat  # noqa: F401  (before mmaction)
 from harness.contract import EMPTY, ClipRequest, OperatingPoint, Stage
-from harness.data import clips as _clips  # noqa: F401  (registers ClipPreprocessor)
+from harness.data.clips import ClipPreprocessor
 from harness.errors import UsageError
 from harness.trace import Trace
 
@@ -64,7 +64,8 @@ class EfficientRecognizer(BaseRecognizer):
         data_preprocessor: Mapping[str, Any] | None = None,
     ) -> None:
         # BaseRecognizer builds one backbone from a config; ours have several, so its builder is skipped.
-        BaseModel.__init__(self, data_preprocessor=MODELS.build(data_preprocessor or {"type": "ClipPreprocessor"}))
+        preprocessor = MODELS.build(dict(data_preprocessor)) if data_preprocessor else ClipPreprocessor()
+        BaseModel.__init__(self, data_preprocessor=preprocessor)
         self.num_classes = num_classes
         self.resolution = resolution
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
