@@ -222,7 +222,7 @@ def _loader(spec: TrainSpec, stage: Stage, recognizer: EfficientRecognizer, vide
     return DataLoader(
         dataset,
         batch_size=max(1, size // compat.world_size()),
-        sampler=DefaultSampler(dataset, shuffle=True, seed=compat.epoch_seed(spec.seed, stage.name) % 2**31),
+        sampler=DefaultSampler(dataset, shuffle=True, seed=compat.epoch_seed(spec.seed, stage.name, 0) % 2**31),
         num_workers=workers,
         collate_fn=collate,
         drop_last=len(dataset) >= 2 * size,
