@@ -144,7 +144,7 @@ def run(
 
         for path in build([work_dir], work_dir / "report"):
             if path.name in ("index.html", "comparison.md"):
-                print(f"report: {path}")
+                print(f"report: {path}", file=sys.stderr if as_json else sys.stdout)
     raise typer.Exit(outcome.exit_code)
 
 

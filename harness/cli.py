@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,15 +118,16 @@ def resolve_device(device: str) -> str:
 def run(asked: Request, *, dry_run: bool, as_json: bool) -> Ran:
     """Plan, do, summarise."""
     planned, skipped = plan(asked)
+    out = sys.stderr if as_json else sys.stdout
     for label, reason in skipped.items():
-        print(f"skipped  {label}: {reason}")
+        print(f"skipped  {label}: {reason}", file=out)
     if dry_run:
         _show_plan(asked, planned)
         return Ran(OK if planned else FAILED, False)
     if not planned:
-        print("nothing to run")
+        print("nothing to run", file=out)
         return Ran(FAILED, False)
-    outcome = execute(asked, planned, skipped)
+    outcome = execute(asked, planned, skipped, out)
     if as_json:
         print(json.dumps(plain(_summary(asked, outcome)), indent=1))
     else:

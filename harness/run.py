@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from harness.contract import MethodCard
 from harness.data.cards import CSV_PREFIX
@@ -111,8 +112,11 @@ def plan(request: Request) -> tuple[list[Cell], dict[str, str]]:
     return cells, skipped
 
 
-def execute(request: Request, cells: Sequence[Cell], skipped: Mapping[str, str]) -> Outcome:
-    """Do the planned work that is not done yet, then time it; the work directory is locked meanwhile."""
+def execute(request: Request, cells: Sequence[Cell], skipped: Mapping[str, str], out: TextIO | None = None) -> Outcome:
+    """Do the planned work that is not done yet, then time it; the work directory is locked meanwhile.
+
+    Progress goes to `out`, standard output when None.
+    """
     with locked(request.work_dir):
         scheduler = Scheduler(
             request.work_dir,
@@ -122,7 +126,7 @@ def execute(request: Request, cells: Sequence[Cell], skipped: Mapping[str, str])
             timeout=request.timeout,
             keep_stale=request.keep_stale,
         )
-        with Display(cells, scheduler.tasks) as display:
+        with Display(cells, scheduler.tasks, out or sys.stdout) as display:
             scheduler.notify = display.update
             for cell in cells:
                 scheduler.add(cell.specs)

@@ -32,6 +32,20 @@ def clips_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "labels.csv"
 
 
+@pytest.fixture(scope="session")
+def undisturbed(clips_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Work directory of a micro-suite that ran undisturbed."""
+    work_dir = tmp_path_factory.mktemp("undisturbed")
+    finish(clips_csv, work_dir)
+    return work_dir
+
+
+def finish(clips: Path, work_dir: Path) -> None:
+    """Run the micro-suite to its end."""
+    done = subprocess.run(command(clips, work_dir), capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
 def write_clip(path: Path, rng: np.random.Generator, colour: tuple[int, int, int]) -> None:
     """Eight noisy frames of one colour as H.264."""
     with av.open(str(path), "w") as container:

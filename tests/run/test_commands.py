@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.run.conftest import bench
+from tests.run.conftest import ROOT, bench, command
 
 
 @pytest.mark.parametrize(
@@ -84,3 +86,62 @@ def test_list_as_json() -> None:
     found = json.loads(bench("list", "--json").stdout)
     assert {"tsn", "tsm", "adafocus-v2", "ar-net", "random-patch", "centre-patch"} <= set(found["methods"])
     assert {"glyphs", "glyphs-motion", "csv:PATH"} <= set(found["datasets"])
+
+
+def artifact(work_dir: Path, method: str) -> Path:
+    """The folder of a method's trained artifact."""
+    found = [p for p in work_dir.glob("artifacts/*/artifact.json") if json.loads(p.read_text())["method"] == method]
+    return found[0].parent
+
+
+@pytest.mark.timeout(300)
+def test_eval_of_an_artifact_gives_what_run_recorded(clips_csv: Path, undisturbed: Path, tmp_path: Path) -> None:
+    done = bench(
+        "eval", "--checkpoint", str(artifact(undisturbed, "tsn")), "--dataset", f"csv:{clips_csv}", "--json",
+        "--dump", str(tmp_path / "dump.npz"), "--work-dir", str(tmp_path / "w"), "--data-root", str(tmp_path / "d"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    points = json.loads(done.stdout)
+    records = [json.loads(p.read_text()) for p in undisturbed.glob("records/evaluation/*/result.json")]
+    recorded = next(r for r in records if r["method"]["name"] == "tsn")
+    assert [p["metrics"] for p in points] == [p["metrics"] for p in recorded["points"]]
+    assert [p["gflops"] for p in points] == [p["gflops"] for p in recorded["points"]]
+    with np.load(tmp_path / "dump.npz") as arrays:
+        assert arrays["p0_logits"].shape == (8, 2)
+
+
+@pytest.mark.timeout(300)
+def test_eval_refuses_what_does_not_fit(undisturbed: Path, tmp_path: Path) -> None:
+    work = ["--work-dir", str(tmp_path / "w"), "--data-root", str(tmp_path / "d")]
+    (tmp_path / "foreign.pth").write_bytes(b"x")
+    done = bench("eval", "--checkpoint", str(tmp_path / "foreign.pth"), "--dataset", "glyphs", *work)
+    assert done.returncode == 1
+    assert "bench.py convert" in done.stderr
+
+
+@pytest.mark.timeout(400)
+def test_latency_report_and_compare_of_finished_results(undisturbed: Path, tmp_path: Path) -> None:
+    done = bench("latency", "tsn", "--batch", "1,2", "--min-seconds", "0.05", "--work-dir", str(undisturbed), "--json")
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    rows = json.loads(done.stdout)
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+    assert all(row["median_ms"] > 0 for row in rows)
+    done = bench("report", str(undisturbed), "--out", str(tmp_path / "report"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "TSN" in page and "http://" not in page.replace("http://www.w3.org", "")
+    done = bench("compare", str(undisturbed), str(undisturbed), "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    changes = json.loads(done.stdout)["changes"]
+    assert changes
+    assert all(c["difference"] == 0 for c in changes)
+
+
+@pytest.mark.timeout(300)
+def test_run_as_json_is_json(clips_csv: Path, undisturbed: Path) -> None:
+    done = subprocess.run(
+        [*command(clips_csv, undisturbed), "--json"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["ok"] and {c["status"] for c in found["cells"]} == {"cached"}

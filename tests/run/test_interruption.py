@@ -13,12 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.run.conftest import ROOT, command
-
-
-def finish(clips: Path, work_dir: Path) -> None:
-    done = subprocess.run(command(clips, work_dir), capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+from tests.run.conftest import ROOT, command, finish
 
 
 def processes(work_dir: Path) -> list[int]:
@@ -51,13 +46,6 @@ def outcome(work_dir: Path) -> dict[str, object]:
         result = json.loads(path.read_text())
         found[path.parent.name] = (result["points"], result["cost"], result["dataset"], result["training"]["samples"])
     return found
-
-
-@pytest.fixture(scope="module")
-def undisturbed(clips_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    work_dir = tmp_path_factory.mktemp("undisturbed")
-    finish(clips_csv, work_dir)
-    return work_dir
 
 
 @pytest.mark.timeout(900)
