@@ -65,7 +65,7 @@ class TSM(EfficientRecognizer):
             return [
                 Stage(
                     "train",
-                    epochs=8,
+                    epochs=10,
                     batch_size=32,
                     lr=4e-3,
                     optimizer="AdamW",

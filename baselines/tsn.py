@@ -82,7 +82,7 @@ class TSN(EfficientRecognizer):
             return [
                 Stage(
                     "train",
-                    epochs=8,
+                    epochs=10,
                     batch_size=32,
                     lr=4e-3,
                     optimizer="AdamW",

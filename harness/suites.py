@@ -30,7 +30,7 @@ SUITES = {
             "tiny",
             1,
             {
-                "glyphs": ("ar-net", "tsn", "adafocus-v2", "random-patch", "centre-patch"),
+                "glyphs": ("ar-net", "tsn", "adafocus-v2", "random-patch"),
                 "glyphs-motion": ("tsn", "tsm"),
             },
         ),
