@@ -15,7 +15,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -43,7 +43,7 @@ AllowMissing = Annotated[
     int, typer.Option("--allow-missing", help="Leave out up to N broken videos, listed in the record.")
 ]
 AllowAbsolute = Annotated[bool, typer.Option("--allow-absolute", help="csv: only: accept absolute paths.")]
-Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N videos of every split.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N videos of every split.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="KEY=VALUE: [METHOD.]SETTING, stage.[NAME.]FIELD or protocol.FIELD; repeatable."),
@@ -81,9 +81,9 @@ def run(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every method of the zoo.")] = False,
     size: Annotated[str | None, typer.Option("--size", help="tiny or paper.")] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", help="Number of training seeds.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Number of training seeds.")] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Cells trained side by side; one per core when left out.")
+        int | None, typer.Option("--jobs", "-j", min=1, help="Cells trained side by side; one per core when left out.")
     ] = None,
     device: Device = "auto",
     work_dir: WorkDir = WORK_DIR,
@@ -94,10 +94,14 @@ def run(
     folds: Annotated[
         str | None, typer.Option("--folds", help="csv: only: cross-validate over the values of this column.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs of every stage.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Epochs of every own stage of the methods.")
+    ] = None,
     set_: Sets = None,
     limit: Limit = None,
-    timeout: Annotated[float | None, typer.Option("--timeout", help="End a job after this many seconds.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=0, help="End a job after this many seconds.")
+    ] = None,
     allow_missing: AllowMissing = 0,
     allow_absolute: AllowAbsolute = False,
     batches: Annotated[str, typer.Option("--batches", help="Batch sizes that are timed; empty: no latency.")] = "1,16",
@@ -139,12 +143,8 @@ def run(
         command=_command(),
     )
     outcome = cli.run(request, dry_run=dry_run, as_json=as_json)
-    if report_ and not dry_run and outcome.reportable:
-        from reports import build
-
-        for path in build([work_dir], work_dir / "report"):
-            if path.name in ("index.html", "comparison.md"):
-                print(f"report: {path}", file=sys.stderr if as_json else sys.stdout)
+    if report_ and outcome.reportable:
+        _report([work_dir], work_dir / "report", sys.stderr if as_json else sys.stdout)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -420,6 +420,21 @@ def data_stats(
             name, size=size, data_root=data_root, train=train, test=test, allow_absolute=allow_absolute, as_json=as_json
         )
     )
+
+
+def _report(work_dirs: list[Path], out: Path, stream: TextIO) -> None:
+    """The report at the end of a run; a folder that cannot be reported as one does not undo the run."""
+    from harness.errors import BenchError
+    from reports import build
+
+    try:
+        written = build(work_dirs, out)
+    except BenchError as error:
+        print(f"no report: {error}", file=sys.stderr)
+        return
+    for path in written:
+        if path.name in ("index.html", "comparison.md"):
+            print(f"report: {path}", file=stream)
 
 
 def _command() -> str:

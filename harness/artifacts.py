@@ -51,7 +51,8 @@ def write(target: Path, state: Mapping[str, Tensor], description: Mapping[str, A
 
 
 def discard(work_dir: Path | str, key: str) -> None:
-    """Remove an artifact, finished or not."""
+    """Remove an artifact, finished or not; what makes it exist goes first."""
+    (folder(work_dir, key) / "artifact.json").unlink(missing_ok=True)
     shutil.rmtree(folder(work_dir, key), ignore_errors=True)
 
 
@@ -96,9 +97,8 @@ def load_into(
 ) -> None:
     """Copy tensors below `take` of `state` to those below `into` of `model`.
 
-    Every parameter and buffer of the model below `into` must be found with its shape; tensors of the
-    source that have no place (another dataset's classifier) must then lie outside `take`. Raises
-    CheckpointError that names what is missing.
+    Every parameter and buffer of the model below `into` must be found with its shape, else CheckpointError
+    names what is missing; tensors of the source that have no place are left.
     """
     own = {k: v for k, v in model.state_dict().items() if _below(k, into)}
     found = {_join(into, _rest(k, take)): v for k, v in state.items() if _below(k, take)}

@@ -42,7 +42,7 @@ def constructor_settings(cls: type[EfficientRecognizer]) -> set[str]:
     """Names of all keyword settings a recognizer class takes, its bases included."""
     names: set[str] = set()
     for base in cls.__mro__:
-        if base is EfficientRecognizer or issubclass(base, EfficientRecognizer):
+        if issubclass(base, EfficientRecognizer):
             names |= set(inspect.signature(base.__init__).parameters)
     return names - {"self", "kwargs", "args", "data_preprocessor"}
 

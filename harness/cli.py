@@ -9,12 +9,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from harness.errors import BenchError, UsageError
+from harness.data.cards import SIZES
+from harness.errors import BenchError, CheckpointError, UsageError, unknown
 from harness.plan import Cell, Overrides
 from harness.protocol import Protocol
-from harness.records import Record, read_record, read_records
+from harness.records import Record, file_hash, read_record, read_records
 from harness.registry import method_card, method_cards
 from harness.run import Outcome, Request, Timing, execute, plan, timed_points
 from harness.scheduler import Scheduler, locked, record_folder
@@ -53,30 +54,30 @@ def request(
     if name is None and (methods is None or datasets is None) and not (everything and datasets):
         raise UsageError("say what to run: a suite (quick, standard, paper), or --methods and --datasets")
     chosen = suite(name) if name is not None else None
-    picked = _names(methods) or (tuple(method_cards()) if everything else ())
+    picked = comma_separated(methods) or (tuple(method_cards()) if everything else ())
     if chosen is not None:
         wanted = cells(chosen, everything=everything)
         if datasets:
-            wanted = {d: wanted.get(d) or next(iter(wanted.values())) for d in _names(datasets)}
+            wanted = {d: wanted.get(d) or next(iter(wanted.values())) for d in comma_separated(datasets)}
         wanted = {d: picked or names for d, names in wanted.items()}
     else:
-        wanted = dict.fromkeys(_names(datasets), picked)
+        wanted = dict.fromkeys(comma_separated(datasets), picked)
     for method in {m for names in wanted.values() for m in names}:
         method_card(method)
     overrides, protocol = parse_sets(sets, epochs)
     found = resolve_device(device)
     number = seeds if seeds is not None else chosen.seeds if chosen else 1
-    if number < 1:
-        raise UsageError(f"--seeds must be at least 1, not {number}")
+    if size is not None and size not in SIZES:
+        raise unknown("size", size, SIZES)
     return Request(
         cells=wanted,
         size=size or (chosen.size if chosen else "tiny"),
         seeds=tuple(range(number)),
-        protocol=replace(protocol, limit=limit),
+        protocol=protocol if limit is None else replace(protocol, limit=limit),
         overrides=overrides,
         timing=Timing(batches=_integers("--batches", batches), threads=protocol.threads),
         device=found,
-        jobs=jobs or (1 if found == "cuda" else max(1, (os.cpu_count() or 1) // protocol.threads)),
+        jobs=jobs or (1 if found == "cuda" else max(1, _cores() // protocol.threads)),
         **others,
     )
 
@@ -98,7 +99,8 @@ def parse_sets(sets: Sequence[str], epochs: int | None = None) -> tuple[Override
         else:
             settings[key] = _literal(value)
     if "budgets" in protocol:
-        protocol["budgets"] = tuple(protocol["budgets"])
+        budgets = protocol["budgets"]
+        protocol["budgets"] = tuple(budgets) if isinstance(budgets, list | tuple) else (budgets,)
     return Overrides(settings, stages, epochs), from_mapping(Protocol, protocol, kind="protocol")
 
 
@@ -122,7 +124,7 @@ def run(asked: Request, *, dry_run: bool, as_json: bool) -> Ran:
     for label, reason in skipped.items():
         print(f"skipped  {label}: {reason}", file=out)
     if dry_run:
-        _show_plan(asked, planned)
+        _show_plan(asked, planned, as_json)
         return Ran(OK if planned else FAILED, False)
     if not planned:
         print("nothing to run", file=out)
@@ -162,7 +164,14 @@ def evaluate(
             "an authors' file is turned into one by `bench.py convert`"
         )
     artifact = json.loads(described.read_text())
+    if not checkpoint.is_dir() and checkpoint.name not in (weights.name, described.name):
+        raise UsageError(f"{checkpoint} is not the weights file of the artifact beside it; name {weights}")
+    if file_hash(weights) != artifact["weights"]["sha256"]:
+        raise CheckpointError(f"{weights} was changed after it was written; train or convert it again")
     overrides, protocol = parse_sets(sets)
+    if overrides.stages or any("." in key for key in overrides.settings):
+        raise UsageError("eval trains nothing: --set takes SETTING=VALUE and protocol.FIELD=VALUE here")
+    protocol = protocol if limit is None else replace(protocol, limit=limit)
     size = artifact.get("size") or _size_of(artifact)
     data = DataSpec(
         dataset,
@@ -172,7 +181,7 @@ def evaluate(
         test=test,
         allow_missing=allow_missing,
         allow_absolute=allow_absolute,
-        limit=limit,
+        limit=protocol.limit,
     )
     videos = data.open()
     classes = artifact["settings"]["num_classes"]
@@ -188,7 +197,7 @@ def evaluate(
         data=data,
         fingerprint=videos.fingerprint,
         seed=artifact.get("seed", 0),
-        protocol=plain(replace(protocol, limit=limit)),
+        protocol=plain(protocol),
         initialisation=artifact.get("initialisation", "checkpoint"),
         checkpoint=str(weights.resolve()),
     )
@@ -205,7 +214,7 @@ def evaluate(
     if dump is not None:
         dump.parent.mkdir(parents=True, exist_ok=True)
         dump.write_bytes((record.path / record.result["per_video"]["file"]).read_bytes())
-        print(f"wrote {dump}")
+        print(f"wrote {dump}", file=sys.stderr)
     _print_points(record, as_json)
     return OK
 
@@ -231,6 +240,13 @@ def latency(
 
     for method in methods:
         method_card(method)
+    batches = _integers("--batch", batch)
+    if not batches:
+        raise UsageError("--batch takes at least one number")
+    if dtype not in (known := get_args(get_type_hints(Protocol)["dtype"])):
+        raise unknown("dtype", dtype, known)
+    if memory_format not in ("channels_last", "contiguous"):
+        raise unknown("memory format", memory_format, ("channels_last", "contiguous"))
     records = [r for r in read_records([work_dir], "evaluation") if r.result["method"]["name"] in methods]
     missing = set(methods) - {r.result["method"]["name"] for r in records}
     if missing:
@@ -257,7 +273,7 @@ def latency(
         )
         for record in records
         for name in ([point] if point else timed_points(record.result["points"]))
-        for number in _integers("--batch", batch)
+        for number in batches
     ]
     with locked(work_dir):
         scheduler = Scheduler(work_dir, device=target, jobs=1, command=command)
@@ -290,13 +306,19 @@ def _size_of(artifact: Mapping[str, Any]) -> str:
     return "tiny" if artifact["settings"].get("resolution", 224) < 200 else "paper"
 
 
-def _names(text: str | None) -> tuple[str, ...]:
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def comma_separated(text: str | None) -> tuple[str, ...]:
+    """The non-empty parts of a comma-separated option."""
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
 def _integers(option: str, text: str) -> tuple[int, ...]:
     try:
-        values = tuple(int(part) for part in _names(text))
+        values = tuple(int(part) for part in comma_separated(text))
     except ValueError:
         raise UsageError(f"{option} takes comma-separated numbers, not {text!r}") from None
     if any(v < 1 for v in values):
@@ -313,13 +335,20 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _show_plan(asked: Request, planned: Sequence[Cell]) -> None:
+def _show_plan(asked: Request, planned: Sequence[Cell], as_json: bool) -> None:
     scheduler = Scheduler(
         asked.work_dir, device=asked.device, jobs=asked.jobs, command=asked.command, keep_stale=asked.keep_stale
     )
     for cell in planned:
         scheduler.add(cell.specs)
     scheduler.look(force=asked.force)
+    if as_json:
+        rows = [
+            {"key": t.key, "what": t.spec.label(), "status": t.status, "changed": t.stale}
+            for t in scheduler.tasks.values()
+        ]
+        print(json.dumps(plain({"tasks": rows}), indent=1))
+        return
     for task in scheduler.tasks.values():
         status = {"waiting": "to do"}.get(task.status, task.status)
         changed = f" (changed since: {', '.join(task.stale[:4])})" if task.stale else ""

@@ -141,16 +141,6 @@ class OperatingPoint:
 
 
 @dataclass(frozen=True)
-class Knob:
-    """A quantity that trades accuracy for cost."""
-
-    name: str
-    acts: Literal["train", "test"]
-    """`train`: another value needs another training (patch size); `test`: one training, many points."""
-    help: str = ""
-
-
-@dataclass(frozen=True)
 class MethodCard:
     """What is known of a method without importing it: the literal `CARD` at the top of its file."""
 

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from harness.plan import Cell
@@ -76,7 +77,7 @@ class Display:
         for cell in self.cells:
             status, text = self.line(cell)
             label = f"{cell.method} · {cell.data.label()} · seed {cell.seed}"
-            table.add_row(label, f"[{STYLES[status]}]{status}[/]", text.replace("[", r"\["))
+            table.add_row(escape(label), f"[{STYLES[status]}]{status}[/]", escape(text))
         timing = [t for t in self.tasks.values() if isinstance(t.spec, LatencySpec)]
         if timing:
             over = sum(t.finished for t in timing)
@@ -92,7 +93,7 @@ class Display:
             table.add_row(
                 "latency",
                 f"[{STYLES[status]}]{status}[/]",
-                f"{over}/{len(timing)} {failed[0].reason if failed else ''}",
+                f"{over}/{len(timing)} {escape(failed[0].reason) if failed else ''}",
             )
         return table
 

@@ -20,10 +20,13 @@ from harness.registry import method_card, recognizer_class
 from harness.settings import plain
 from harness.work import DataSpec, EvalSpec, Spec, TrainSpec, Weights, training_part
 
+DATA_SETTINGS = ("num_classes", "resolution", "mean", "std")
+"""Constructor settings that follow from the data set."""
+
 
 @dataclass(frozen=True)
 class Overrides:
-    """What `--set`, `--epochs` and `--recipe` change, already parsed."""
+    """What `--set` and `--epochs` change, already parsed."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     """`setting` or `method.setting` -> value."""
@@ -73,13 +76,12 @@ class Planner:
         self.data, self.videos, self.protocol, self.size = data, videos, protocol, size
         self.weights_dir = weights_dir
         self.overrides = overrides or Overrides()
+        self.stage_names: set[str] = set()
+        """Names of all stages planned so far."""
         self._built: dict[str, EfficientRecognizer] = {}
 
     def cell(self, method: str, seed: int) -> Cell:
         """All work behind one method and seed, in the order it must be done."""
-        card = method_card(method)
-        if self.size not in card.sizes:
-            raise UsageError(f"{method} has no size {self.size!r}; it has {', '.join(card.sizes)}")
         train = self.chain(method, seed, {}, overridden=True)
         last = train[-1]
         evaluation = EvalSpec(
@@ -112,10 +114,11 @@ class Planner:
             if stage.method is not None:
                 done.update((s.key, s) for s in self.chain(stage.method, seed, stage.method_settings))
                 continue
+            self.stage_names.add(stage.name)
             stage = self._stage(stage, overridden)
             weights, needed = self._weights(method, stage, own, seed)
             done.update((s.key, s) for s in needed)
-            source = self._source(stage, own, needed)
+            source = self._source(stage, weights, own, needed)
             spec = TrainSpec(
                 method=method,
                 method_version=method_card(method).version,
@@ -161,7 +164,8 @@ class Planner:
             if owner in ("", stage.name):
                 changes[name] = value
         epochs = changes.pop("epochs", self.overrides.epochs if overridden else None)
-        epochs = epochs or max(1, round(stage.epochs * self.protocol.epoch_scale))
+        if epochs is None:
+            epochs = max(1, round(stage.epochs * self.protocol.epoch_scale))
         return replace(stage, **changes, epochs=epochs)
 
     def _weights(
@@ -236,20 +240,17 @@ class Planner:
             seed=0,
             training=training_part(replace(Protocol(), threads=self.protocol.threads)),
             initialisation="scratch",
-            own=False,
         )
 
-    def _source(self, stage: Stage, own: Mapping[str, TrainSpec], needed: Sequence[TrainSpec]) -> str:
-        earlier = [
-            own[i.source[6:]].initialisation
-            for i in stage.init
-            if i.source.startswith("stage:") and i.source[6:] in own
-        ]
-        if any(s.method == PRETRAINING for s in needed) or "stills" in earlier:
-            return "stills"
-        if any(i.source.startswith("pretrained:") for i in stage.init) and self.protocol.initialisation != "scratch":
-            return "imagenet" if self.videos.card.pretraining == "imagenet" and self.weights_dir else "scratch"
-        return earlier[0] if earlier else "scratch"
+    @staticmethod
+    def _source(
+        stage: Stage, weights: Sequence[Weights], own: Mapping[str, TrainSpec], needed: Sequence[TrainSpec]
+    ) -> str:
+        """Where the very first weights of a stage came from: stills, imagenet or scratch."""
+        earlier = [own[i.source.removeprefix("stage:")] for i in stage.init if i.source.startswith("stage:")]
+        found = {"stills" if s.method == PRETRAINING else s.initialisation for s in (*needed, *earlier)}
+        found |= {"imagenet" for w in weights if w.path is not None}
+        return next((kind for kind in ("imagenet", "stills") if kind in found), "scratch")
 
     def _recognizer(self, method: str, settings: Mapping[str, Any]) -> EfficientRecognizer:
         name = f"{method}{sorted(settings.items())}"
@@ -263,6 +264,8 @@ def check_overrides(overrides: Overrides, methods: Sequence[str]) -> None:
     known = {m: constructor_settings(recognizer_class(m)) for m in methods}
     for key in overrides.settings:
         owner, _, name = key.rpartition(".")
+        if name in DATA_SETTINGS:
+            raise UsageError(f"--set {key}: the data set fixes {', '.join(DATA_SETTINGS)}")
         if owner and owner not in known:
             raise unknown("method in --set", owner, known)
         if not any(name in names for m, names in known.items() if owner in ("", m)):

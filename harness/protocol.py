@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
-from harness.errors import UsageError
+from harness.errors import UsageError, unknown
 
 VERSION = 1
 """Raised when the meaning of a protocol setting changes; part of every key."""
@@ -41,6 +41,10 @@ class Protocol:
     eval_batch: int = 16
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(Protocol).items():
+            allowed = get_args(hint) if get_origin(hint) is Literal else ()
+            if allowed and getattr(self, name) not in allowed:
+                raise unknown(f"protocol.{name}", str(getattr(self, name)), allowed)
         if self.test_split == self.train_split:
             raise UsageError("the test split must not be the training split")
         if self.selection == "best-val" and self.test_split == "val":

@@ -114,11 +114,8 @@ class EfficientRecognizer(BaseRecognizer):
         for prefix in (*stage.trained, *stage.eval_modules, *(m for g in stage.groups for m in g.modules)):
             if prefix and not any(below(name, prefix) for name in names):
                 raise UsageError(f"stage {stage.name!r} names {prefix!r}, which {type(self).__name__} does not have")
-        frozen = set()
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(any(below(name, p) for p in stage.trained))
-            if not parameter.requires_grad:
-                frozen.add(name)
         whole = [
             name
             for name, module in self.named_modules()

@@ -24,7 +24,7 @@ from harness.protocol import Protocol
 from harness.provenance import provenance
 from harness.records import Record, commit_record, read_record
 from harness.registry import method_card
-from harness.settings import from_mapping
+from harness.settings import digest, from_mapping
 from harness.work import EvalSpec, LatencySpec
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -41,6 +41,7 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
         artifacts.read_weights(spec.checkpoint) if spec.checkpoint else artifacts.load_state(work_dir, spec.artifact)
     )
     artifacts.load_into(recognizer, state, origin=spec.checkpoint or spec.artifact)
+    made_with = sources.loaded(_artifact(work_dir, key)["sources"] for key in spec.chain)
     evaluator = Evaluator(recognizer, videos, protocol, device=device, report=report)
     split = protocol.test_split
     points = evaluator.points()
@@ -70,7 +71,7 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
         "points": described,
         "cost": {"table": table.rows(), "whole_check": check},
         "provenance": provenance(shlex.split(command)),
-        "sources": sources.loaded(),
+        "sources": made_with,
     }
     folder = work_dir / "records" / "evaluation" / spec.key
     return commit_record(folder, result, per_video=arrays, overlay=overlay)
@@ -94,6 +95,7 @@ def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: R
     checkpoint = recorded["checkpoint"]
     state = artifacts.read_weights(checkpoint) if checkpoint else artifacts.load_state(work_dir, recorded["artifact"])
     artifacts.load_into(recognizer, state)
+    made_with = sources.loaded([recorded["sources"]])
     split = _protocol(recorded["protocol"]).test_split
     requests = recognizer.clip_requests(point["settings"])
     videos = spec.data.open()
@@ -115,10 +117,16 @@ def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: R
             gflops=table.gflops,
             **spec.options,
         )
-        parts = phases(recognizer, videos, split, requests, point["settings"], device=spec.device, batch=spec.batch)
+        parts: dict[str, Any] = {"phases_s": {}, "frames_decoded": 0.0}
+        if measured["status"] == "ok":
+            parts = phases(
+                recognizer, videos, split, requests, point["settings"],
+                device=spec.device, batch=spec.batch, count=max(8, spec.batch),
+            )  # fmt: skip
     result = {
         **measured,
-        **parts,
+        "phases_s": {**parts["phases_s"], **measured["phases_s"]},
+        "frames_decoded": parts["frames_decoded"],
         "kind": "latency",
         "key": spec.key,
         "created": _now(),
@@ -129,7 +137,7 @@ def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: R
         "point": spec.point,
         "batch": spec.batch,
         "provenance": provenance(shlex.split(command)),
-        "sources": sources.loaded(),
+        "sources": made_with,
     }
     return commit_record(work_dir / "records" / "latency" / spec.key, result)
 
@@ -226,9 +234,7 @@ def _dataset(videos: Any) -> dict[str, Any]:
 def _training(spec: EvalSpec, work_dir: Path, protocol: Protocol) -> dict[str, Any]:
     stages = []
     for key in spec.chain:
-        artifact = artifacts.read(work_dir, key)
-        if artifact is None:
-            raise BenchError(f"artifact {key} in {work_dir} is gone; run again to train it")
+        artifact = _artifact(work_dir, key)
         stages.append(
             {
                 "name": artifact["stage"],
@@ -237,6 +243,7 @@ def _training(spec: EvalSpec, work_dir: Path, protocol: Protocol) -> dict[str, A
                 "epochs": artifact["recipe"]["epochs"],
                 "seconds": artifact["seconds"],
                 "samples": artifact["samples"],
+                "recipe": digest(artifact["recipe"]),
                 "shared": key not in spec.own_chain,
                 "departures": artifact["departures"],
                 "device": artifact["device"],
@@ -251,6 +258,13 @@ def _training(spec: EvalSpec, work_dir: Path, protocol: Protocol) -> dict[str, A
         "device": stages[-1]["device"] if stages else "checkpoint, not trained here",
         "threads": protocol.threads,
     }
+
+
+def _artifact(work_dir: Path, key: str) -> dict[str, Any]:
+    artifact = artifacts.read(work_dir, key)
+    if artifact is None:
+        raise BenchError(f"artifact {key} in {work_dir} is gone; run again to train it")
+    return artifact
 
 
 def _protocol(values: Mapping[str, Any]) -> Protocol:

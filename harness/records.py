@@ -66,7 +66,7 @@ EVALUATION_SCHEMA: dict[str, str] = {
     "training.seconds": "float, wall clock of all stages, shared ones included",
     "training.own_seconds": "float, of the stages no other method shares",
     "training.samples": "int, training videos seen in all stages (with repeats)",
-    "training.stages": "list of {name, method, key, epochs, seconds, samples, shared, departures}",
+    "training.stages": "list of {name, method, key, epochs, recipe (hash), seconds, samples, shared, departures}",
     "training.departures": "list of str, where the recipe leaves the paper",
     "training.device": "str",
     "training.threads": "int",

@@ -12,7 +12,7 @@ from harness.contract import MethodCard
 from harness.data.cards import CSV_PREFIX
 from harness.data.lists import fold_values
 from harness.display import Display
-from harness.errors import BenchError, UsageError
+from harness.errors import BenchError, UsageError, unknown
 from harness.plan import Cell, Overrides, Planner, check_overrides
 from harness.protocol import Protocol
 from harness.records import read_record
@@ -93,6 +93,7 @@ def plan(request: Request) -> tuple[list[Cell], dict[str, str]]:
     check_overrides(request.overrides, methods)
     cells: list[Cell] = []
     skipped: dict[str, str] = {}
+    stage_names: set[str] = set()
     for data in _data_specs(request):
         planner: Planner | None = None
         for method in request.cells[data.name]:
@@ -109,6 +110,10 @@ def plan(request: Request) -> tuple[list[Cell], dict[str, str]]:
                 overrides=request.overrides,
             )
             cells += [planner.cell(method, seed) for seed in request.seeds]
+            stage_names |= planner.stage_names
+    owners = {key.rpartition(".")[0] for key in request.overrides.stages} - {""}
+    for owner in owners - stage_names if cells else ():
+        raise unknown("stage", owner, stage_names)
     return cells, skipped
 
 

@@ -93,7 +93,6 @@ class Scheduler:
         notify: Called whenever a task's status or progress changes.
         timeout: Seconds after which a job is ended and counted as failed.
         keep_stale: Keep results whose sources have changed since.
-        force: Keys to do again even if finished.
     """
 
     def __init__(
@@ -112,6 +111,7 @@ class Scheduler:
         self.tasks: dict[str, Task] = {}
         self.running: list[_Process] = []
         self.stopping = 0
+        self.force = False
 
     def add(self, specs: Sequence[Spec]) -> None:
         """Add work; a key that is there already is shared."""
@@ -121,6 +121,7 @@ class Scheduler:
 
     def look(self, *, force: bool = False) -> None:
         """Find what is finished already; with `force`, forget it."""
+        self.force = force
         for task in self.tasks.values():
             if task.status != "waiting":
                 continue
@@ -137,7 +138,8 @@ class Scheduler:
         if force:
             return
         for task in self._ordered():
-            if task.status == "cached" and any(not self.tasks[n].finished for n in task.needs if n in self.tasks):
+            inputs = [self.tasks[n] for n in task.needs if n in self.tasks]
+            if task.status == "cached" and any(t.status not in ("cached", "stale") for t in inputs):
                 task.status, task.stale = "waiting", ("its inputs",)
                 self.notify(task)
 
@@ -151,8 +153,9 @@ class Scheduler:
                         self._start()
                     if not self.running:
                         break
+                    closing = any(p.closed for p in self.running)
                     # asleep until a job speaks or ends: a busy parent would disturb what is being timed
-                    select.select([p.pipe for p in self.running], [], [], 1.0)
+                    select.select([p.pipe for p in self.running if not p.closed], [], [], 0.1 if closing else 1.0)
                     self._poll()
             finally:
                 for process in self.running:
@@ -196,8 +199,8 @@ class Scheduler:
 
     def _launch(self, tasks: list[Task]) -> None:
         task = tasks[0]
-        if isinstance(task.spec, TrainSpec) and task.stale:
-            artifacts.discard(self.work_dir, task.key)
+        for old in tasks:
+            self._forget(old)
         log = self.work_dir / "logs" / f"{task.key}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         read_end, write_end = os.pipe()
@@ -209,6 +212,7 @@ class Scheduler:
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(sources.ROOT), os.environ.get("PYTHONPATH")])),
         }
         if self.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -236,16 +240,22 @@ class Scheduler:
             task.status, task.started = "running", time.monotonic()
             self.notify(task)
 
+    def _forget(self, task: Task) -> None:
+        """Remove what is done again, so that only new work can count as done."""
+        if isinstance(task.spec, TrainSpec):
+            if task.stale or self.force:
+                artifacts.discard(self.work_dir, task.key)
+        else:
+            (record_folder(self.work_dir, task.spec) / "result.json").unlink(missing_ok=True)
+
     def _poll(self) -> None:
         for process in list(self.running):
-            for line in process.lines():
-                task = self.tasks[line.pop("key")]
-                task.progress = {**task.progress, **line}
-                self.notify(task)
-            code = process.popen.poll() if not process.closed else process.popen.wait()
+            self._listen(process)
+            code = process.popen.poll()
             if code is None:
                 self._ask_to_leave(process)
                 continue
+            self._listen(process)
             self.running.remove(process)
             os.close(process.pipe)
             for task in process.tasks:
@@ -253,14 +263,21 @@ class Scheduler:
                 self._settle(task, code, process)
                 self.notify(task)
 
+    def _listen(self, process: _Process) -> None:
+        for line in process.lines():
+            task = self.tasks[line.pop("key")]
+            task.progress = {**task.progress, **line}
+            self.notify(task)
+
     def _ask_to_leave(self, process: _Process) -> None:
         now = time.monotonic()
         if self.timeout is not None and now - process.tasks[0].started > self.timeout:
             process.popen.kill()
             for task in process.tasks:
-                task.progress = {"error": f"took longer than --timeout {self.timeout:g} s"}
-        if self.stopping >= 2:
-            process.popen.kill()
+                if _finished_sources(self.work_dir, task.spec) is None:
+                    task.progress = {"error": f"took longer than --timeout {self.timeout:g} s"}
+        if self.stopping >= 2 or (self.stopping and not isinstance(process.tasks[0].spec, TrainSpec)):
+            process.popen.kill()  # nothing half done is worth keeping
         elif self.stopping and process.asked is None:
             process.asked = now
             process.popen.send_signal(signal.SIGTERM)
@@ -272,7 +289,7 @@ class Scheduler:
             failure.unlink(missing_ok=True)
             if code == 0:
                 process.log.unlink(missing_ok=True)
-        elif code == STOPPED or self.stopping:
+        elif code == STOPPED or (self.stopping and "error" not in task.progress):
             task.status, task.reason = "stopped", "stopped on request; run the same command again to go on"
         else:
             how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
@@ -336,7 +353,10 @@ def _finished_sources(work_dir: Path, spec: Spec) -> Mapping[str, str] | None:
     if isinstance(spec, TrainSpec):
         description = artifacts.read(work_dir, spec.key)
         return None if description is None else description["sources"]
-    record = read_record(record_folder(work_dir, spec))
+    try:
+        record = read_record(record_folder(work_dir, spec))
+    except BenchError:  # of another schema, or damaged: to be made again
+        return None
     return None if record is None else record.result["sources"]
 
 

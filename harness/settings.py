@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -32,6 +33,8 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if isinstance(value, set | frozenset):
         return sorted(plain(v) for v in value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if hasattr(value, "item") and not isinstance(value, str | bytes):  # numpy scalars
         return value.item()
     return value

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
+from harness.registry import method_cards
+
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("harness", "adafocus", "baselines")
 
 
-def loaded() -> dict[str, str]:
-    """Module name -> hash of its source, for every project module this process has imported."""
-    names = sorted(n for n in sys.modules if n.partition(".")[0] in PACKAGES and n.partition(".")[2])
+def loaded(inputs: Iterable[Mapping[str, str]] = ()) -> dict[str, str]:
+    """Module name -> hash of its source: what this process has imported, and what its `inputs` were made with."""
+    packages = {"harness", *(card.module.partition(".")[0] for card in method_cards().values())}
+    names = sorted(n for n in sys.modules if n.partition(".")[0] in packages and n.partition(".")[2])
     files = {name: getattr(sys.modules[name], "__file__", None) for name in names}
-    return {name: _hash(Path(path)) for name, path in files.items() if path and path.endswith(".py")}
+    found = {name: value for made_with in inputs for name, value in made_with.items()}
+    return found | {name: _hash(Path(path)) for name, path in files.items() if path and path.endswith(".py")}
 
 
 def changed(recorded: Mapping[str, str]) -> list[str]:
@@ -25,12 +29,14 @@ def changed(recorded: Mapping[str, str]) -> list[str]:
 
 
 def _current(name: str) -> str | None:
-    module = sys.modules.get(name)
-    path = Path(module.__file__) if module is not None and module.__file__ else ROOT.joinpath(*name.split("."))
-    for candidate in (path, path.with_suffix(".py"), path / "__init__.py"):
-        if candidate.is_file():
-            return _hash(candidate)
-    return None
+    own = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+    if own.is_file():
+        return _hash(own)
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        return None
+    return _hash(Path(spec.origin)) if spec is not None and spec.origin and Path(spec.origin).is_file() else None
 
 
 @cache

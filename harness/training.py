@@ -24,6 +24,7 @@ from torch import nn
 from harness import artifacts, compat, sources
 from harness.build import build_recognizer
 from harness.contract import Stage
+from harness.cost.latency import is_out_of_memory
 from harness.errors import BenchError, StopRequested
 from harness.layers.backbones import imagenet_state
 from harness.protocol import Protocol
@@ -52,11 +53,10 @@ def train(spec: TrainSpec, work_dir: Path, *, device: str, report: Report, stop:
         artifacts.load_into(
             recognizer, state, into=weights.into, take=weights.take, origin=weights.key or str(weights.path)
         )
-    if device == "cpu":
-        recognizer = recognizer.to(memory_format=torch.channels_last)
     recognizer.set_stage(stage)
     folder = artifacts.folder(work_dir, spec.key)
-    _forget_if_changed(folder / "run")
+    made_with = sources.loaded(_described(work_dir, weights)["sources"] for weights in spec.weights if weights.key)
+    _forget_if_changed(folder / "run", made_with)
     clock = _Clock(folder / "run" / "seconds.txt")
     runner = _runner(spec, stage, recognizer, videos, folder, device, report, stop, clock)
     with _failures_named(spec):
@@ -86,7 +86,7 @@ def train(spec: TrainSpec, work_dir: Path, *, device: str, report: Report, stop:
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "parameters": sum(p.numel() for p in recognizer.parameters()),
             "departures": list(stage.departures),
-            "sources": sources.loaded(),
+            "sources": made_with | sources.loaded(),
         },
     )
 
@@ -142,13 +142,20 @@ def schedulers(stage: Stage, iterations_per_epoch: int) -> list[dict[str, Any]]:
     ]
 
 
-def _forget_if_changed(run: Path) -> None:
+def _described(work_dir: Path, weights: Weights) -> dict[str, Any]:
+    description = artifacts.read(work_dir, weights.key or "")
+    if description is None:
+        raise BenchError(f"artifact {weights.key} in {work_dir} is not finished; run the stage that makes it first")
+    return description
+
+
+def _forget_if_changed(run: Path, made_with: Mapping[str, str]) -> None:
     """Start anew where the code has changed since an unfinished training began."""
     mark = run / "sources.json"
     if run.exists() and (not mark.exists() or sources.changed(json.loads(mark.read_text()))):
         shutil.rmtree(run)
     if not mark.exists():
-        write_json(mark, sources.loaded())
+        write_json(mark, made_with)
 
 
 def _source_state(weights: Weights, work_dir: Path) -> dict[str, torch.Tensor]:
@@ -282,6 +289,9 @@ class _StageHook(Hook):
         self.report({"epoch": runner.epoch + 1, "epochs": self.epochs, "loss": round(loss, 4), "eta_s": eta})
 
     def after_train_epoch(self, runner: Runner) -> None:
+        for name, parameter in compat.unwrap(runner.model).named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise BenchError(f"{name} is not finite after epoch {runner.epoch + 1}; lower the learning rate")
         self.clock.save()
 
 
@@ -327,7 +337,9 @@ def _failures_named(spec: TrainSpec) -> Iterator[None]:
     """Out of memory is a result with a remedy, not a smaller batch."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise BenchError(
             f"out of memory while training {spec.label()} with batch {spec.stage['batch_size']}: "
             f"{str(error).splitlines()[0]}; another batch size is another recipe: --set stage.batch_size=N"

@@ -6,8 +6,10 @@ shared. A spec holds enough to do the work in another process.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +82,8 @@ class TrainSpec:
     """The part of the protocol that training depends on."""
     initialisation: str
     """stills, imagenet or scratch: where the very first weights came from."""
-    own: bool = True
-    """False for what other methods share."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of everything the weights depend on."""
         depends = {
@@ -127,7 +127,7 @@ class EvalSpec:
     checkpoint: str | None = None
     """Path of a checkpoint evaluated without training."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of everything the record depends on."""
         return digest(
@@ -167,7 +167,7 @@ class LatencySpec:
     threads: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of everything the record depends on, the machine included."""
         return digest({k: v for k, v in asdict(self).items() if k not in ("data", "method", "size")})
@@ -218,6 +218,15 @@ def read_stage(value: Mapping[str, Any]) -> Stage:
 
 
 def _file_identity(path: str | None) -> str | None:
+    if path is None:
+        return None
+    state = os.stat(path)
+    return _hash_once(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _hash_once(path: str, size: int, time_ns: int) -> str:
+    """Hash of a file, read again only when its size or time has changed."""
     from harness.records import file_hash
 
-    return None if path is None else file_hash(Path(path))
+    return file_hash(Path(path))

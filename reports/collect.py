@@ -259,7 +259,8 @@ def _mixed(records: Sequence[Record], allow_mixed: bool) -> list[str]:
 def _identity(record: Record) -> str:
     """What makes two records seeds of the same thing."""
     method = record.result["method"]
-    return digest([method["name"], method["size"], method["settings"], record.result["initialisation"]])
+    settings = [method["name"], method["size"], method["settings"], record.result["initialisation"]]
+    return digest([*settings, [stage.get("recipe") for stage in record.result["training"]["stages"]]])
 
 
 def _newest(records: Sequence[Record]) -> tuple[list[Record], int]:
@@ -341,6 +342,8 @@ def _labels(records: Sequence[Record]) -> list[str]:
             **_flat(r.result["method"]["settings"]),
             "size": r.result["method"]["size"],
             "init": r.result["initialisation"],
+            "epochs": "+".join(str(s["epochs"]) for s in r.result["training"]["stages"] if not s["shared"]),
+            "recipe": digest([s.get("recipe") for s in r.result["training"]["stages"]], 6),
         }
         for r in records
     ]
@@ -349,6 +352,8 @@ def _labels(records: Sequence[Record]) -> list[str]:
     for title, fact in zip(titles, facts, strict=True):
         rivals = [f for t, f in zip(titles, facts, strict=True) if t == title]
         differing = [k for k in fact if len({json.dumps(f.get(k)) for f in rivals}) > 1]
+        if len(differing) > 1:  # the recipe's hash only where nothing readable tells them apart
+            differing = [k for k in differing if k != "recipe"]
         labels.append(title + (f" ({', '.join(f'{k}={fact[k]}' for k in differing)})" if differing else ""))
     return labels
 
