@@ -103,7 +103,7 @@ class TrainSpec:
 
     def label(self) -> str:
         """Readable name for progress lines."""
-        return f"{self.method}/{self.stage['name']} on {self.data.label()} seed {self.seed}"
+        return f"{self.method}/{self.stage['name']} on {self.data.label()} seed {self.seed} [{self.key[:4]}]"
 
 
 @dataclass(frozen=True)

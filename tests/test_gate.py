@@ -102,7 +102,7 @@ def test_lines_say_what_happened():
 TORCH = """
 import contextlib
 from types import SimpleNamespace
-uint8, inference_mode = None, contextlib.nullcontext
+uint8, channels_last, inference_mode = None, None, contextlib.nullcontext
 class Generator:
     def manual_seed(self, seed): return self
 def manual_seed(seed): pass
@@ -126,6 +126,7 @@ class Method:
     @classmethod
     def settings_for(cls, size, resolution): return {{"depth": 1}}
     def eval(self): return self
+    def to(self, memory_format): return self
     def operating_points(self, budgets): return [SimpleNamespace(settings={{}})]
     def exit_settings(self, step): return {{"exit_at": step}}
     def clip_requests(self, point): return [SimpleNamespace(name="frames", frames=2, resolution=None)]
