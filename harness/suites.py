@@ -29,10 +29,7 @@ SUITES = {
             "minutes on two cores: representative methods, one seed, embedded data (--all: every method)",
             "tiny",
             1,
-            {
-                "glyphs": ("ar-net", "tsn", "adafocus-v2", "random-patch"),
-                "glyphs-motion": ("tsn", "tsm"),
-            },
+            {"glyphs": ("ar-net", "tsn", "adafocus-v2", "random-patch")},
         ),
         Suite(
             "standard",
