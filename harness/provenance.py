@@ -18,7 +18,8 @@ PACKAGES = (
     "focusbench", "torch", "torchvision", "mmengine", "mmaction2", "mmcv-lite", "numpy", "scipy", "av",
     "opencv-contrib-python", "torchcodec", "fvcore",
 )
-ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "WORLD_SIZE")
+ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "WORLD_SIZE",
+               "MALLOC_MMAP_MAX_")
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -22,7 +22,6 @@ from tests.run.conftest import ROOT, bench, command
         (["run", "quick", "--set", "protocol.selektion=last"], "did you mean 'selection'"),
         (["run", "quick", "--set", "nonsense"], "KEY=VALUE"),
         (["run", "quick", "--batches", "x"], "comma-separated numbers"),
-        (["run", "--methods", "tsn", "--datasets", "csv:nowhere.csv"], "nowhere.csv"),
         (["run", "--methods", "tsn", "--datasets", "glyphs", "--device", "tpu"], "cpu, cuda or auto"),
         (["list", "metods"], "did you mean 'methods'"),
         (["gflops"], "--paper"),
@@ -34,6 +33,12 @@ def test_wrong_usage_is_named_and_exits_with_2(arguments: list[str], told: str, 
     assert done.returncode == 2, done.stderr[-2000:]
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_missing_list_is_named(tmp_path: Path) -> None:
+    done = bench("run", "--methods", "tsn", "--datasets", "csv:nowhere.csv", "--work-dir", str(tmp_path))
+    assert done.returncode == 1
+    assert "nowhere.csv does not exist" in done.stderr
 
 
 def test_missing_data_of_a_real_set_is_explained(tmp_path: Path) -> None:
