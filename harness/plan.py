@@ -20,6 +20,8 @@ from harness.registry import method_card, recognizer_class
 from harness.settings import plain
 from harness.work import DataSpec, EvalSpec, Spec, TrainSpec, Weights, training_part
 
+TINY_EPOCH = 480
+"""Samples in an epoch of a tiny recipe, at least: a small data set is gone through several times."""
 DATA_SETTINGS = ("num_classes", "resolution", "mean", "std")
 """Constructor settings that follow from the data set."""
 
@@ -166,6 +168,9 @@ class Planner:
         epochs = changes.pop("epochs", self.overrides.epochs if overridden else None)
         if epochs is None:
             epochs = max(1, round(stage.epochs * self.protocol.epoch_scale))
+        if self.size == "tiny" and stage.views_per_epoch == 1:
+            videos = len(self.videos.splits[self.protocol.train_split])
+            changes.setdefault("views_per_epoch", max(1, round(TINY_EPOCH / videos)))
         return replace(stage, **changes, epochs=epochs)
 
     def _weights(

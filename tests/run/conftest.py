@@ -59,11 +59,11 @@ def write_clip(path: Path, rng: np.random.Generator, colour: tuple[int, int, int
 
 def command(clips: Path, work_dir: Path, *extra: str) -> list[str]:
     """A micro-suite: two methods, two epochs, no latency."""
-    return [
-        sys.executable, str(ROOT / "bench.py"), "run", "--methods", "tsn,random-patch", "--datasets", f"csv:{clips}",
-        "--epochs", "2", "--batches", "", "--no-report", "--jobs", "2", "--device", "cpu",
-        "--work-dir", str(work_dir), "--data-root", str(work_dir / "data"), *extra,
-    ]  # fmt: skip
+    options = {"--methods": "tsn,random-patch", "--datasets": f"csv:{clips}", "--epochs": "2", "--jobs": "2"}
+    options |= {"--set": "stage.views_per_epoch=1", "--batches": "", "--device": "cpu"}
+    options |= {"--work-dir": str(work_dir), "--data-root": str(work_dir / "data")}
+    line = [word for pair in options.items() for word in pair]
+    return [sys.executable, str(ROOT / "bench.py"), "run", *line, "--no-report", *extra]
 
 
 def bench(*arguments: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:

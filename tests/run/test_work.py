@@ -13,6 +13,8 @@ from torch import nn
 from harness import artifacts
 from harness.contract import ParamGroup, Stage
 from harness.errors import BenchError, CheckpointError, UsageError
+from harness.plan import Overrides, Planner
+from harness.protocol import Protocol
 from harness.settings import plain
 from harness.training import optimizer_groups, schedulers
 from harness.work import DataSpec, EvalSpec, TrainSpec, Weights, read_spec, read_stage, to_plain
@@ -150,3 +152,39 @@ def test_onecycle_rises_to_the_peak_and_falls_to_zero() -> None:
     assert rates[0] == pytest.approx(0.04)
     assert max(rates) == pytest.approx(1.0) and rates.index(max(rates)) in (9, 10)
     assert rates[-1] < 0.01
+
+
+class Videos:
+    """What a planner reads of a VideoSet."""
+
+    def __init__(self, train: int) -> None:
+        from harness.data.cards import dataset_card
+
+        self.card, self.resolution, self.fingerprint = dataset_card("glyphs"), 64, "f"
+        self.splits = {"train": tuple(range(train))}
+
+
+def planner(train: int, **changes: object) -> Planner:
+    return Planner(DataSpec("glyphs", "data", "tiny"), Videos(train), Protocol(), size="tiny", **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("train", "views"), [(1200, 1), (480, 1), (54, 9), (14, 34)])
+def test_small_sets_are_gone_through_several_times(train: int, views: int) -> None:
+    assert planner(train).cell("tsn", 0).train[-1].stage["views_per_epoch"] == views
+
+
+def test_shared_work_is_planned_once() -> None:
+    plan = planner(1200)
+    tsn, arnet = plan.cell("tsn", 0), plan.cell("ar-net", 0)
+    assert {s.key for s in tsn.train} < {s.key for s in arnet.train}
+    assert plan.cell("tsn", 1).train[0].key == tsn.train[0].key, "pre-training does not depend on the seed"
+    assert plan.cell("tsn", 1).train[1].key != tsn.train[1].key
+    assert tsn.evaluation.initialisation == "stills" == arnet.evaluation.initialisation
+
+
+def test_overrides_reach_settings_and_stages() -> None:
+    overrides = Overrides({"adafocus-v2.dropout": 0.4}, {"lr": 0.01, "main.epochs": 3})
+    cell = planner(1200, overrides=overrides).cell("adafocus-v2", 0)
+    assert cell.train[-1].settings["dropout"] == 0.4
+    assert (cell.train[-1].stage["lr"], cell.train[-1].stage["epochs"]) == (0.01, 3)
+    assert planner(1200, overrides=overrides).cell("random-patch", 0).train[-1].settings.get("dropout") != 0.4
