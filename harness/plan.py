@@ -20,7 +20,7 @@ from harness.registry import method_card, recognizer_class
 from harness.settings import plain
 from harness.work import DataSpec, EvalSpec, Spec, TrainSpec, Weights, training_part
 
-TINY_EPOCH = 480
+TINY_EPOCH = 240
 """Samples in an epoch of a tiny recipe, at least: a small data set is gone through several times."""
 DATA_SETTINGS = ("num_classes", "resolution", "mean", "std")
 """Constructor settings that follow from the data set."""
