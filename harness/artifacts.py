@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.contract import below
 from harness.errors import BenchError, CheckpointError
 from harness.records import SCHEMA_VERSION, file_hash, write_atomically, write_json
 from harness.settings import plain
@@ -100,8 +101,8 @@ def load_into(
     Every parameter and buffer of the model below `into` must be found with its shape, else CheckpointError
     names what is missing; tensors of the source that have no place are left.
     """
-    own = {k: v for k, v in model.state_dict().items() if _below(k, into)}
-    found = {_join(into, _rest(k, take)): v for k, v in state.items() if _below(k, take)}
+    own = {k: v for k, v in model.state_dict().items() if below(k, into)}
+    found = {_join(into, _rest(k, take)): v for k, v in state.items() if below(k, take)}
     missing = sorted(k for k in own if k not in found and not k.endswith("num_batches_tracked"))
     wrong = sorted(k for k in own if k in found and found[k].shape != own[k].shape)
     if missing or wrong or not own:
@@ -110,10 +111,6 @@ def load_into(
         problems += [f"the model has nothing below {into!r}"] if not own else []
         raise CheckpointError(f"weights of {origin or 'the checkpoint'} do not fit: {'; '.join(problems)}")
     model.load_state_dict({k: found[k] for k in own if k in found}, strict=False)
-
-
-def _below(name: str, prefix: str) -> bool:
-    return not prefix or name == prefix or name.startswith(prefix.rstrip(".") + ".")
 
 
 def _rest(name: str, prefix: str) -> str:

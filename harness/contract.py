@@ -165,10 +165,13 @@ class MethodCard:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Constructor settings that make a variant of a shared class (`random-patch` is AdaFocusV2)."""
     variant_of: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Free, for reports (marker, colour)."""
 
     def __post_init__(self) -> None:
         allowed = {"space", "time", "sample", "resolution", "channels"}
         if not set(self.adapts) <= allowed:
             raise UsageError(f"card of {self.name!r}: adapts must be among {sorted(allowed)}")
+
+
+def below(name: str, prefix: str) -> bool:
+    """Whether dotted `name` is `prefix` or lies below it; the empty prefix holds everything."""
+    return not prefix or name == prefix or name.startswith(prefix.rstrip(".") + ".")

@@ -23,7 +23,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 import harness.compat  # noqa: F401  (before mmaction)
-from harness.contract import EMPTY, ClipRequest, OperatingPoint, Stage
+from harness.contract import EMPTY, ClipRequest, OperatingPoint, Stage, below
 from harness.data.clips import ClipPreprocessor
 from harness.errors import UsageError
 from harness.trace import Trace
@@ -220,8 +220,3 @@ class EfficientRecognizer(BaseRecognizer):
     def labels(self, data_samples: Sequence[Any]) -> Tensor:
         """Class index per video (B,), the first where there are several."""
         return torch.stack([s.gt_label.reshape(-1)[0] for s in data_samples]).to(self.mean.device)
-
-
-def below(name: str, prefix: str) -> bool:
-    """Whether dotted `name` is `prefix` or lies below it; the empty prefix holds everything."""
-    return not prefix or name == prefix or name.startswith(prefix + ".")

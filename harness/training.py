@@ -23,12 +23,12 @@ from torch import nn
 
 from harness import artifacts, compat, sources
 from harness.build import build_recognizer
-from harness.contract import Stage
+from harness.contract import Stage, below
 from harness.cost.latency import is_out_of_memory
 from harness.errors import BenchError, StopRequested
 from harness.layers.backbones import imagenet_state
 from harness.protocol import Protocol
-from harness.recognizer import EfficientRecognizer, below
+from harness.recognizer import EfficientRecognizer
 from harness.records import write_json
 from harness.work import TrainSpec, Weights, read_stage
 

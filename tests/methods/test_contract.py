@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 import harness.data.clips  # noqa: F401  (registers the preprocessor)
 from harness.build import build_recognizer, constructor_settings, full_settings
-from harness.contract import EMPTY, OperatingPoint, Stage
+from harness.contract import EMPTY, OperatingPoint, Stage, below
 from harness.cost.table import CostTable, metered, whole_check
-from harness.recognizer import EfficientRecognizer, below
+from harness.recognizer import EfficientRecognizer
 from harness.registry import method_cards, recognizer_class
 from harness.settings import plain
 from harness.trace import Trace
