@@ -279,13 +279,19 @@ def latency(
 @app.command()
 def convert(
     official: Annotated[Path, typer.Argument(help="Checkpoint file of the authors.")],
-    method: Annotated[str, typer.Option("--method", help="Method it belongs to.")],
     out: Annotated[Path, typer.Option("--out", help="Artifact folder to write.")],
+    method: Annotated[
+        str | None, typer.Option("--method", help="Method it must belong to; recognised when left out.")
+    ] = None,
+    set_: Sets = None,
 ) -> None:
-    """Turn an authors' checkpoint into our format (safetensors and settings)."""
+    """Turn an authors' checkpoint into our format (safetensors and settings).
+
+    What no tensor tells is given with --set: patch_size=144, focus_frames=12.
+    """
     from harness import tools
 
-    raise typer.Exit(tools.convert(official, method, out))
+    raise typer.Exit(tools.convert(official, method, out, sets=set_ or ()))
 
 
 @app.command()

@@ -1,131 +1,135 @@
-"""Reading the authors' released checkpoints of AdaFocus V2 (ActivityNet, FCVID, Mini-Kinetics).
+"""How the authors' checkpoints of the AdaFocus family are laid out, and the renaming they need.
 
-    converted = convert("actnet_p128_mbv2.pth.tar")
-    model = AdaFocusV2(**converted.settings)
-    model.load_state_dict(converted.state, strict=False)      # mean and std are not part of it
+    state = family_state(content)                          # one flat dict, prefixes gone
+    placed = place(state, [("global_CNN.", mobilenet("glance.", state, "global_CNN.")),
+                           ("local_CNN.fc.", nowhere),
+                           ("local_CNN.", under("focus."))])
 
-Layout of the files: adafocus.md 13.
+Layouts: adafocus.md 13. Each method's own table stands in its `from_official`.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from harness.errors import CheckpointError
 from harness.layers.backbones import mobilenet_from_flat
 
+Rule = Callable[[str], str | None]
+"""From the rest of a name, behind its rule's prefix, to our name; None for what no one needs."""
+
+V1_PARTS = ("glancer", "focuser", "fc", "policy")
+"""The state dicts that a file of AdaFocus V1 holds side by side."""
+
 
 @dataclass(frozen=True)
-class Converted:
-    """An official checkpoint in this project's names."""
+class Placed:
+    """Tensors under our names, and the authors' names of the others."""
 
-    settings: Mapping[str, Any]
-    """Constructor settings of AdaFocusV2 that follow from the file."""
-    state: Mapping[str, Tensor]
-    """State dict of AdaFocusV2."""
+    state: dict[str, Tensor]
     unused: tuple[str, ...]
-    """Tensors of the file that the model does not use: the backbones' ImageNet classifiers."""
-
-    def report(self) -> str:
-        """One paragraph for the user."""
-        unused = f"; not used: {', '.join(self.unused)}" if self.unused else ""
-        return f"AdaFocus V2, {len(self.state)} tensors, {dict(self.settings)}{unused}"
+    unplaced: tuple[str, ...]
 
 
-def convert(source: Path | str | Mapping[str, Any], *, patch_size: int = 128) -> Converted:
-    """Rename an official V2 checkpoint.
+def family_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All tensors of an official file under the authors' names, without wrappers and `module.`.
 
-    Args:
-        source: The file, or its content.
-        patch_size: P; no tensor's shape tells it, the file's name does.
+    The parts of a V1 file get their entry's name in front: `glancer.net.features.0.0.weight`.
 
     Raises:
-        CheckpointError: The file needs more than tensors and numbers, or is no V2 checkpoint.
+        CheckpointError: There is something else than tensors where tensors belong.
     """
-    raw = source if isinstance(source, Mapping) else read_official(source)
-    raw = raw.get("state_dict", raw)
-    state = {key.removeprefix("module."): value for key, value in raw.items()}
-    if "policy_stn.gru.weight_ih_l0" not in state:
-        raise CheckpointError(
-            "this is no checkpoint of AdaFocus V2 on ActivityNet, FCVID or Mini-Kinetics: it has no "
-            "'policy_stn.gru'; other members of the family are not supported"
-        )
-    mobile = any(key.startswith("global_CNN.features.") for key in state)
-    renamed = _rename(state, mobile)
-    unused = tuple(sorted(key for key in state if _is_imagenet_head(key)))
-    steps = len({key for key in renamed if re.fullmatch(r"classifier\.heads\.\d+\.weight", key)})
-    settings = {
-        "num_classes": int(renamed["classifier.heads.0.weight"].shape[0]),
-        "frames": steps,
-        "patch_size": patch_size,
-        "glance": "mobilenet_v2" if mobile else "resnet50",
-        "glance_side": None if mobile else 96,
-        "focus": "resnet50",
-        "policy_channels": int(renamed["policy.encoder.0.weight"].shape[0]),
-        "policy_hidden": int(renamed["policy.gru.weight_hh_l0"].shape[1]),
-        "classifier_hidden": int(renamed["classifier.embed.0.weight"].shape[0]),
-    }
-    return Converted(settings, renamed, unused)
+    if "glancer" in content and "focuser" in content:
+        parts = {part: content[part] for part in V1_PARTS if content.get(part) is not None}
+        state = {f"{part}.{_bare(key)}": value for part, tensors in parts.items() for key, value in tensors.items()}
+    else:
+        inner = content.get("state_dict", content)
+        state = {_bare(key): value for key, value in inner.items()} if isinstance(inner, Mapping) else {}
+    odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if odd and len(odd) < len(state):
+        raise CheckpointError(f"the checkpoint holds no tensor at {', '.join(map(str, odd[:5]))}")
+    return {} if odd else state
 
 
-def read_official(path: Path | str) -> dict[str, Any]:
-    """Content of an official file, read without running code from it.
-
-    Tensors and plain values, and NumPy's scalars under their new and their old name (`best_acc1`).
+def place(state: Mapping[str, Tensor], rules: Sequence[tuple[str, Rule]]) -> Placed:
+    """Rename every tensor by the first rule whose prefix fits it.
 
     Raises:
-        CheckpointError: The file holds anything else, or is broken.
+        CheckpointError: Two tensors would get the same name.
     """
-    scalar: Any = np.float64(0).__reduce__()[0]  # NumPy's own function that rebuilds a scalar
-    numbers: list[Any] = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64")]
-    allowed: list[Any] = [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *numbers]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as a file of tensors and numbers: {reason}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    return content
-
-
-_NAMES = (
-    (r"^global_CNN_fc\.", "glance_head."),
-    (r"^local_CNN_fc\.", "focus_head."),
-    (r"^local_CNN\.", "focus."),
-    (r"^policy_stn\.fc\.0\.", "policy.fc."),
-    (r"^policy_stn\.", "policy."),
-    (r"^classifier\.mlp\.layers\.", "classifier.embed."),
-    (r"^classifier\.classifiers\.(\d+)\.1\.", r"classifier.heads.\1."),
-)
-
-
-def _rename(state: Mapping[str, Tensor], mobile: bool) -> dict[str, Tensor]:
-    prefix = "global_CNN."
-    glance = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    if mobile:
-        glance = {re.sub(r"^features\.", "blocks.", k): v for k, v in mobilenet_from_flat(glance).items()}
-    renamed = {f"glance.{key}": value for key, value in glance.items() if not _is_imagenet_head(prefix + key)}
+    found: dict[str, Tensor] = {}
+    unused, unplaced = [], []
     for key, value in state.items():
-        if key.startswith(prefix) or _is_imagenet_head(key):
+        rule = next(((prefix, rename) for prefix, rename in rules if key.startswith(prefix)), None)
+        if rule is None:
+            unplaced.append(key)
             continue
-        for pattern, name in _NAMES:
-            key, found = re.subn(pattern, name, key)
-            if found:
-                break
-        renamed[key] = value
-    return renamed
+        name = rule[1](key.removeprefix(rule[0]))
+        if name is None:
+            unused.append(key)
+        elif name in found:
+            raise CheckpointError(f"the checkpoint fills {name} twice; the second time from {key}")
+        else:
+            found[name] = value
+    return Placed(found, tuple(sorted(unused)), tuple(sorted(unplaced)))
 
 
-def _is_imagenet_head(key: str) -> bool:
-    return key.startswith(("global_CNN.classifier.", "global_CNN.fc.", "local_CNN.fc."))
+def under(target: str) -> Rule:
+    """The rest as it is below `target`; wrappers of the temporal shift (`.net`) go."""
+    return lambda rest: target + re.sub(r"\.net\.", ".", rest)
+
+
+def substitute(pattern: str, replacement: str) -> Rule:
+    """`re.sub` on the rest; a rest that the pattern does not fit stays nobody's."""
+
+    def rename(rest: str) -> str | None:
+        name, fits = re.subn(pattern, replacement, rest)
+        return name if fits else None
+
+    return rename
+
+
+def nowhere(rest: str) -> None:
+    """For tensors that nothing needs."""
+
+
+def mobilenet(target: str, state: Mapping[str, Tensor], source: str) -> Rule:
+    """A MobileNetV2 below `source` of the file, in either naming scheme, as our backbone below `target`.
+
+    Its ImageNet classifier is not used.
+    """
+    names = [key.removeprefix(source) for key in state if key.startswith(source)]
+    renamed = dict(zip(names, mobilenet_from_flat({name: state[source + name] for name in names}), strict=True))
+
+    def rename(rest: str) -> str | None:
+        name = renamed[rest]
+        return target + re.sub(r"^features\.", "blocks.", name) if name.startswith("features.") else None
+
+    return rename
+
+
+_NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+def resnet(target: str) -> Rule:
+    """A ResNet under torchvision's names or as numbered Sequential, with or without temporal shift.
+
+    Its ImageNet classifier `fc` is not used.
+    """
+
+    def rename(rest: str) -> str | None:
+        first, _, tail = rest.partition(".")
+        if first == "fc":
+            return None
+        return under(target)(f"{_NUMBERED.get(first, first)}.{tail}")
+
+    return rename
+
+
+def _bare(key: Any) -> str:
+    return str(key).removeprefix("module.")

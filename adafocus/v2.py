@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adafocus.official import Converted, convert
+from adafocus.official import family_state, mobilenet, place, resnet, substitute, under
 from adafocus.order import frame_order
-from adafocus.parity import v2_outputs
+from adafocus.parity.v2 import v2_outputs
 from adafocus.policy import PatchPolicy, scattered
 from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage
 from harness.errors import UsageError, unknown
@@ -30,6 +29,7 @@ from harness.layers.backbones import build_backbone
 from harness.layers.crop import clip_patch_gradients, crop, crop_boxes
 from harness.layers.exits import NEVER, calibrate_thresholds, should_exit
 from harness.layers.running_max import RunningMaxClassifier
+from harness.official import Converted
 from harness.parity import ParityCase
 from harness.recognizer import Clips, EfficientRecognizer
 from harness.trace import Trace
@@ -237,9 +237,41 @@ class AdaFocusV2(EfficientRecognizer):
         return (ClipRequest(self.frames),)
 
     @classmethod
-    def from_official(cls, source: Path | str | Mapping[str, Any], *, patch_size: int = 128) -> Converted:
-        """Settings and state dict out of the authors' checkpoint; see `adafocus.official.convert`."""
-        return convert(source, patch_size=patch_size)
+    def from_official(cls, content: Mapping[str, Any], **given: Any) -> Converted | None:
+        """Settings and state dict out of the authors' checkpoint; None for other methods' files.
+
+        `patch_size` stands in no tensor; it must be given where it is not 128. Source: adafocus.md 13.
+        """
+        state = family_state(content)
+        if "policy_stn.gru.weight_ih_l0" not in state:
+            return None
+        mobile = any(key.startswith("global_CNN.features.") for key in state)
+        placed = place(
+            state,
+            [
+                ("global_CNN_fc.", under("glance_head.")),
+                ("local_CNN_fc.", under("focus_head.")),
+                ("global_CNN.", mobilenet("glance.", state, "global_CNN.") if mobile else resnet("glance.")),
+                ("local_CNN.", resnet("focus.")),
+                ("policy_stn.fc.0.", under("policy.fc.")),
+                ("policy_stn.", under("policy.")),
+                ("classifier.mlp.layers.", under("classifier.embed.")),
+                ("classifier.classifiers.", substitute(r"^(\d+)\.1\.", r"classifier.heads.\1.")),
+            ],
+        )
+        found = placed.state
+        settings = {
+            "num_classes": found["classifier.heads.0.weight"].shape[0],
+            "frames": sum(key.startswith("classifier.heads.") and key.endswith(".weight") for key in found),
+            "patch_size": 128,
+            "glance": "mobilenet_v2" if mobile else "resnet50",
+            "glance_side": None if mobile else 96,
+            "focus": "resnet50",
+            "policy_channels": found["policy.encoder.0.weight"].shape[0],
+            "policy_hidden": found["policy.gru.weight_hh_l0"].shape[1],
+            "classifier_hidden": found["classifier.embed.0.weight"].shape[0],
+        }
+        return Converted("adafocus-v2", settings | given, found, placed.unused, placed.unplaced)
 
     @classmethod
     def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:

@@ -53,10 +53,18 @@ class ParityCase:
         """Outputs to be met."""
         return {name: value for name, value in self.arrays.items() if name not in GIVEN}
 
-    def checkpoint(self) -> dict[str, np.ndarray]:
-        """The authors' state dict, under their names without prefix."""
+    def checkpoint(self) -> dict[str, Any]:
+        """The authors' state dict under their names without prefix, or several by the name of their part."""
+        return self._filled(self.spec["tensors"])
+
+    def _filled(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         gains = self.spec.get("gains", {})
-        return {n: np.asarray(fill(n, s) * gains.get(n, 1)) for n, s in self.spec["tensors"].items()}
+        return {
+            name: self._filled(shape)
+            if isinstance(shape, Mapping)
+            else np.asarray(fill(name, shape) * gains.get(name, 1))
+            for name, shape in tensors.items()
+        }
 
     def clip(self, frames: int, side: int, batch: int = 2) -> np.ndarray:
         """The input clip (B, T, 3, H, W), float32, already normalised."""

@@ -43,17 +43,22 @@ def gflops(
     return OK if ok else FAILED
 
 
-def convert(official: Path, method: str, out: Path) -> int:
+def convert(official: Path, method: str | None, out: Path, *, sets: Sequence[str]) -> int:
     """Write the authors' checkpoint as an artifact of ours."""
     from harness import artifacts, sources
+    from harness.build import constructor_settings
+    from harness.official import convert as read
 
-    cls = recognizer_class(method)
-    if not hasattr(cls, "from_official"):
-        raise UsageError(f"{method} has no official checkpoints to read")
+    if method is not None:
+        method_card(method)
     if (out / "artifact.json").exists():
         raise UsageError(f"{out} holds an artifact already; choose another --out")
-    converted = cls.from_official(official)
-    card = method_card(method)
+    given = parse_sets(sets)[0].settings
+    converted = read(official, method=method, **given)
+    card, cls = method_card(converted.method), recognizer_class(converted.method)
+    for name in given:
+        if name not in constructor_settings(cls):
+            raise unknown(f"setting of {card.name}", name, constructor_settings(cls))
     model = cls(**converted.settings)
     artifacts.load_into(model, converted.state, origin=str(official))
     description = {
@@ -64,6 +69,7 @@ def convert(official: Path, method: str, out: Path) -> int:
         "recipe": {"epochs": 0},
         "inputs": [official.name],
         "unused": list(converted.unused),
+        "unplaced": list(converted.unplaced),
         "initialisation": f"official checkpoint {official.name}",
         "parameters": sum(p.numel() for p in model.parameters()),
         "departures": [],

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import harness.data.clips  # noqa: F401  (registers the preprocessor)
-from adafocus.official import convert, read_official
 from adafocus.v2 import AdaFocusV2
 from harness.errors import CheckpointError
+from harness.official import convert, read_official
 
 DATA = Path(__file__).parent / "data"
 
@@ -50,11 +50,11 @@ def test_unused_heads_are_reported() -> None:
 
 def test_wrapped_and_patch_size() -> None:
     wrapped = {"epoch": 3, "state_dict": official("v2_mbv2_p128")}
-    assert AdaFocusV2.from_official(wrapped, patch_size=96).settings["patch_size"] == 96
+    assert convert(wrapped, patch_size=96).settings["patch_size"] == 96
 
 
 def test_other_checkpoints_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="policy_stn"):
+    with pytest.raises(CheckpointError, match="no official checkpoint of adafocus-v2"):
         convert({"module.base_model.conv1.weight": torch.zeros(1)})
 
 

@@ -1,4 +1,4 @@
-"""Replaying the authors' recorded pairs (harness.parity) with this project's AdaFocus V2."""
+"""AdaFocus V2: evaluation with all heads, and one training step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from adafocus.official import convert
+from adafocus.parity import catch, load, to_numpy
 from harness.parity import ParityCase
 from harness.trace import Trace
 
@@ -33,29 +32,18 @@ def v2_outputs(cls: type[AdaFocusV2], case: ParityCase) -> dict[str, np.ndarray]
     """What our V2 computes for `case`, by the pair's names; None if the pair is of another method."""
     if case.spec["method"] != _METHOD:
         return None
-    model = _load(cls, case)
+    model = load(cls, case)
     clip = torch.from_numpy(case.clip(model.frames, model.resolution))
     return _training_step(model, clip, case) if case.training else _evaluation(model, clip)
-
-
-def _load(cls: type[AdaFocusV2], case: ParityCase) -> AdaFocusV2:
-    tensors = {f"module.{name}": torch.from_numpy(value) for name, value in case.checkpoint().items()}
-    converted = convert(tensors, patch_size=case.spec["patch_size"])
-    model = cls(**converted.settings, data_preprocessor={"type": "BaseDataPreprocessor"})
-    model.load_state_dict(converted.state)
-    return model.eval()
 
 
 def _evaluation(model: AdaFocusV2, clip_BT3HW: Tensor) -> dict[str, np.ndarray]:
     """One forward with all heads; what each part returned is caught by hooks."""
     seen: dict[str, Tensor] = {}
-
-    def catch(name: str, part: nn.Module) -> RemovableHandle:
-        return part.register_forward_hook(lambda _module, _inputs, output: seen.update({name: output}))
-
     steps = [f"step {k}" for k in range(model.frames)]
-    handles = [catch("global", model.glance_head), catch("local", model.focus_head), catch("policy", model.policy)]
-    handles += [catch(name, head) for name, head in zip(steps, model.classifier.heads, strict=True)]
+    parts = {"global": model.glance_head, "local": model.focus_head, "policy": model.policy}
+    parts |= dict(zip(steps, model.classifier.heads, strict=True))
+    handles = [catch(seen, name, part) for name, part in parts.items()]
     clips = {"frames": torch.empty_like(clip_BT3HW)}
     clips["frames"][:, model.order] = clip_BT3HW  # the pair's frames are in processing order already
     batch = len(clip_BT3HW)
@@ -70,7 +58,7 @@ def _evaluation(model: AdaFocusV2, clip_BT3HW: Tensor) -> dict[str, np.ndarray]:
         "local_logits": seen["local"].unflatten(0, (batch, -1)),
         "actions": seen["policy"][0],
     }
-    return {name: value.numpy() for name, value in outputs.items()}
+    return to_numpy(outputs)
 
 
 def _training_step(model: AdaFocusV2, clip_BT3HW: Tensor, case: ParityCase) -> dict[str, np.ndarray]:
@@ -94,4 +82,4 @@ def _training_step(model: AdaFocusV2, clip_BT3HW: Tensor, case: ParityCase) -> d
     for theirs, ours in _MODULES.items():
         gradients = [p.grad for p in model.get_submodule(ours).parameters() if p.grad is not None]
         outputs[f"gradnorm_{theirs}"] = torch.stack([g.norm() for g in gradients]).norm()
-    return {name: value.detach().numpy() for name, value in outputs.items() if value is not None}
+    return to_numpy(outputs)
