@@ -23,11 +23,13 @@ from adafocus.official import family_state, mobilenet, place, resnet, substitute
 from adafocus.order import frame_order
 from adafocus.parity.v2 import v2_outputs
 from adafocus.policy import PatchPolicy, scattered
-from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage
+from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
 from harness.layers.backbones import build_backbone
 from harness.layers.crop import clip_patch_gradients, crop, crop_boxes
-from harness.layers.exits import NEVER, calibrate_thresholds, should_exit
+from harness.layers.exits import NEVER, calibrate_thresholds, point_thresholds, should_exit
+from harness.layers.losses import every_step
+from harness.layers.resize import resize
 from harness.layers.running_max import RunningMaxClassifier
 from harness.official import Converted
 from harness.parity import ParityCase
@@ -105,7 +107,7 @@ class AdaFocusV2(EfficientRecognizer):
         patch_size: P in pixels.
         glance: Backbone that sees whole frames.
         glance_side: Side in pixels at which it sees them; None for full resolution.
-        glance_resize: How frames get there: `bilinear` (corners aligned, as in the authors' code) or `area`.
+        glance_resize: How frames get there, see `resize`; the authors' code takes `bilinear-corners`.
         focus: Backbone that sees the patches.
         patch_policy: `learned`; `random` and `centre` are references without policy network.
         policy_channels, policy_hidden: Width of the policy's 1x1 convolution, and of its linear layer and GRU.
@@ -132,7 +134,7 @@ class AdaFocusV2(EfficientRecognizer):
         patch_size: int = 128,
         glance: str = "mobilenet_v2",
         glance_side: int | None = None,
-        glance_resize: str = "bilinear",
+        glance_resize: str = "bilinear-corners",
         focus: str = "resnet50",
         patch_policy: str = "learned",
         policy_channels: int = 64,
@@ -218,15 +220,9 @@ class AdaFocusV2(EfficientRecognizer):
                 Stage("main", epochs=50, batch_size=32, lr=0.002, weight_decay=1e-4, groups=tuple(groups), init=init)
             ]
         return [
-            Stage(
+            tiny_stage(
                 "main",
                 epochs=12,
-                batch_size=32,
-                lr=4e-3,
-                optimizer="AdamW",
-                weight_decay=0.02,
-                schedule="onecycle",
-                clip_grad=5.0,
                 groups=(ParamGroup(("policy",), lr_mult=0.5),) if learned else (),
                 init=init,
                 departures=TINY_DEPARTURES + (LEARNED_DEPARTURES if learned else ()),
@@ -304,8 +300,8 @@ class AdaFocusV2(EfficientRecognizer):
             focus_ND = self.focus(crop(x_N3HW, actions.flatten(0, 1), self.patch_size))
             features = torch.cat((glance_ND, focus_ND), dim=1).unflatten(0, (batch, steps))
             frame_logits = self.focus_head(focus_ND).unflatten(0, (batch, steps))
-            losses[f"loss_{name}"] = _every_step(self.classifier(features), target_B) / len(passes)
-            losses[f"loss_focus_{name}"] = _every_step(frame_logits, target_B) / len(passes)
+            losses[f"loss_{name}"] = every_step(self.classifier(features), target_B) / len(passes)
+            losses[f"loss_focus_{name}"] = every_step(frame_logits, target_B) / len(passes)
         return losses
 
     def _training_patches(self, maps_BTDHW: Tensor, random_BT2: Tensor) -> dict[str, Tensor]:
@@ -323,7 +319,7 @@ class AdaFocusV2(EfficientRecognizer):
         logits_BTC = self.glance_head(glance_BTD)
         if self.glance_loss == "video":
             return F.cross_entropy(logits_BTC.mean(1), target_B)
-        return _every_step(logits_BTC, target_B)
+        return every_step(logits_BTC, target_B)
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -340,7 +336,7 @@ class AdaFocusV2(EfficientRecognizer):
         random_BT2 = None
         if self.patch_policy == "random" and generator is not None:
             random_BT2 = torch.rand(*frames.shape[:2], 2, generator=generator, device=generator.device)
-        thresholds = self._thresholds(point)
+        thresholds = point_thresholds(point, self.exits)
         if thresholds is None:
             peaks, _ = self._look(frames, 0, self.frames, _Memory(), trace, None, random_BT2)
             return self._last_logits(peaks, trace)
@@ -356,16 +352,6 @@ class AdaFocusV2(EfficientRecognizer):
     def calibrate(self, exit_logits_NKC: np.ndarray, exit_costs_K: np.ndarray, budget: float) -> dict[str, Any]:
         thresholds = calibrate_thresholds(exit_logits_NKC, exit_costs_K, budget, score=self.exit_score)
         return {"thresholds": [float(t) for t in thresholds]}
-
-    def _thresholds(self, point: Mapping[str, Any]) -> list[float] | None:
-        if "exit_at" in point:
-            if not 0 <= point["exit_at"] < self.exits:
-                raise UsageError(f"exit_at {point['exit_at']}: there are {self.exits} exits, 0 to {self.exits - 1}")
-            return [NEVER] * point["exit_at"] + [-NEVER] * (self.exits - point["exit_at"])
-        thresholds = point.get("thresholds")
-        if thresholds is not None and len(thresholds) != self.exits:
-            raise UsageError(f"{len(thresholds)} thresholds for {self.exits} exits; calibrate again")
-        return thresholds
 
     def _infer_until_sure(
         self, frames: Tensor, thresholds: Sequence[float], trace: Trace, random_BT2: Tensor | None
@@ -453,13 +439,4 @@ class AdaFocusV2(EfficientRecognizer):
 
     def _shrink(self, x_N3HW: Tensor) -> Tensor:
         """Frames as the glance network sees them."""
-        if self.glance_side == x_N3HW.shape[-1]:
-            return x_N3HW
-        if self.glance_resize == "area":
-            return F.interpolate(x_N3HW, size=self.glance_side, mode="area")
-        return F.interpolate(x_N3HW, size=self.glance_side, mode="bilinear", align_corners=True)
-
-
-def _every_step(logits_BTC: Tensor, target_B: Tensor) -> Tensor:
-    """Cross entropy averaged over videos and steps."""
-    return F.cross_entropy(logits_BTC.flatten(0, 1), target_B.repeat_interleave(logits_BTC.shape[1]))
+        return resize(x_N3HW, self.glance_side, self.glance_resize)

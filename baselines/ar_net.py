@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, Stage
+from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, Stage, tiny_stage
 from harness.cost.counter import MacMeter
 from harness.errors import UsageError
 from harness.layers.backbones import build_backbone
@@ -168,14 +168,10 @@ class ARNet(EfficientRecognizer):
         return InitFrom("method:tsn", into=f"paths.{index}", settings=settings)
 
     def _tiny(self, start: tuple[InitFrom, ...]) -> list[Stage]:
-        common: dict[str, Any] = {"optimizer": "AdamW", "weight_decay": 0.02, "schedule": "onecycle", "clip_grad": 5.0}
         return [
-            Stage(
+            tiny_stage(
                 "joint",
                 epochs=8,
-                batch_size=32,
-                lr=4e-3,
-                **common,
                 trained=("policy",),
                 init=start,
                 departures=(
@@ -183,12 +179,10 @@ class ARNet(EfficientRecognizer):
                     "the joint stage trains the policy only; the paths stay as TSN trained them",
                 ),
             ),
-            Stage(
+            tiny_stage(
                 "finetune",
                 epochs=1,
-                batch_size=32,
                 lr=5e-4,
-                **common,
                 trained=("paths",),
                 init=(InitFrom("stage:joint"),),
                 settings={"tau": 0.6309},

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, Stage
+from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, Stage, tiny_stage
 from harness.layers.backbones import build_backbone
 from harness.layers.init import normal_linear, tsn_groups
 from harness.layers.resize import resize
@@ -79,19 +79,7 @@ class TSN(EfficientRecognizer):
     def recipe(self, size: str) -> Sequence[Stage]:
         start = (InitFrom(f"pretrained:{self.backbone_name}", into="backbone"),)
         if size == "tiny":
-            return [
-                Stage(
-                    "train",
-                    epochs=10,
-                    batch_size=32,
-                    lr=4e-3,
-                    optimizer="AdamW",
-                    weight_decay=0.02,
-                    schedule="onecycle",
-                    clip_grad=5.0,
-                    init=start,
-                )
-            ]
+            return [tiny_stage("train", init=start)]
         return [
             Stage(
                 "train",

@@ -123,6 +123,20 @@ class Stage:
             raise UsageError(f"stage {self.name!r}: epochs and batch_size must be at least 1")
 
 
+def tiny_stage(name: str, **changes: Any) -> Stage:
+    """A stage as the tiny sizes train: AdamW, one cycle, batches of 32 (synthetic.md 2); `changes` win."""
+    common: dict[str, Any] = {
+        "epochs": 10,
+        "batch_size": 32,
+        "lr": 4e-3,
+        "optimizer": "AdamW",
+        "weight_decay": 0.02,
+        "schedule": "onecycle",
+        "clip_grad": 5.0,
+    }
+    return Stage(name, **(common | changes))
+
+
 @dataclass(frozen=True)
 class OperatingPoint:
     """A setting of the test-time knobs: one point of a method's accuracy-over-cost curve."""

@@ -66,7 +66,7 @@ def convert(source: Path | str | Mapping[str, Any], *, method: str | None = None
     if converted is None:
         known = ", ".join(name for name, card in method_cards().items() if _reads(name) and not card.variant_of)
         raise CheckpointError(
-            f"{where} is no official checkpoint of {known}: its entries are {', '.join(map(str, list(content)[:5]))} ..."
+            f"{where} is no official checkpoint of {known}; it holds {', '.join(map(str, list(content)[:5]))} ..."
         )
     if method not in (None, converted.method):
         raise CheckpointError(f"{where} is a checkpoint of {converted.method}, not of {method}")

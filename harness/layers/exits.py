@@ -5,6 +5,9 @@ Shapes: N videos, K exits, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,6 +41,24 @@ def exit_scores(logits: Tensor, score: str = "softmax") -> Tensor:
 def should_exit(logits_BC: Tensor, threshold: float, score: str = "softmax") -> Tensor:
     """Which videos leave here (B,), bool: those whose score reaches the threshold."""
     return exit_scores(logits_BC, score) >= threshold
+
+
+def point_thresholds(point: Mapping[str, Any], exits: int) -> list[float] | None:
+    """Thresholds (K,) that an operating point asks for; None where it lets every video see all.
+
+    `point` may hold `thresholds` (K,), or `exit_at`, the 0-based exit forced on every video.
+
+    Raises:
+        UsageError: There is no such exit, or the number of thresholds is wrong.
+    """
+    if "exit_at" in point:
+        if not 0 <= point["exit_at"] < exits:
+            raise UsageError(f"exit_at {point['exit_at']}: there are {exits} exits, 0 to {exits - 1}")
+        return [NEVER] * point["exit_at"] + [-NEVER] * (exits - point["exit_at"])
+    thresholds: list[float] | None = point.get("thresholds")
+    if thresholds is not None and len(thresholds) != exits:
+        raise UsageError(f"{len(thresholds)} thresholds for {exits} exits; calibrate again")
+    return thresholds
 
 
 def calibrate_thresholds(

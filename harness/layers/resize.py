@@ -5,15 +5,18 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-RESIZE_MODES = ("area", "bilinear", "nearest")
+RESIZE_MODES = ("area", "bilinear", "bilinear-corners", "nearest")
 
 
 def resize(x_NCHW: Tensor, side: int, mode: str = "area") -> Tensor:
     """Float frames (N, C, H, W) at `side` x `side` pixels; unchanged where they already are.
 
     Args:
-        mode: `area` averages (no aliasing), `nearest` is AR-Net's, `bilinear` uses align_corners=False.
+        mode: `area` averages (no aliasing), `nearest` is AR-Net's, `bilinear` uses align_corners=False,
+            `bilinear-corners` True (the code of AdaFocus V2).
     """
     if x_NCHW.shape[-2:] == (side, side):
         return x_NCHW
+    if mode == "bilinear-corners":
+        return interpolate(x_NCHW, size=(side, side), mode="bilinear", align_corners=True)
     return interpolate(x_NCHW, size=(side, side), mode=mode)
