@@ -1,7 +1,8 @@
-"""Cutting square patches out of frames: differentiably (AdaFocus V2) and on whole pixels (AdaFocus V1).
+"""Cutting square patches out of frames: differentiably (AdaFocus V2), on whole pixels (AdaFocus V1), stretched (Uni).
 
 An action a = (a_y, a_x) in [0, 1] places a patch of P pixels: its upper left corner lies at
-a * (side - P). Suffixes of tensor names: N frames, 3 channels, H and W the frame's sides, P the patch's.
+a * (side - P). Uni-AdaFocus's actions (a_y, a_x, s_y, s_x) also say how large a box is shrunk or blown
+up to the patch. Suffixes of tensor names: N frames, 3 or C channels, H and W the frame's sides, P the patch's.
 """
 
 from __future__ import annotations
@@ -31,14 +32,48 @@ def crop(x_N3HW: Tensor, actions_N2: Tensor, size: int) -> Tensor:
     Source: AdaFocus V2 section 3.2; its code (`affine_grid`, `align_corners=False`).
     """
     height, width = _sides(x_N3HW, size)
-    exact = torch.promote_types(x_N3HW.dtype, torch.float32)  # half precision would move the patch
-    steps_P = torch.arange(size, device=x_N3HW.device, dtype=exact) + 0.5
-    rows_NP = (actions_N2[:, :1] * (height - size) + steps_P) * (2 / height) - 1
-    columns_NP = (actions_N2[:, 1:] * (width - size) + steps_P) * (2 / width) - 1
-    grid = torch.stack((columns_NP[:, None, :].expand(-1, size, -1), rows_NP[:, :, None].expand(-1, -1, size)), dim=-1)
-    with no_autocast(x_N3HW):
-        patches = F.grid_sample(x_N3HW.to(exact), grid.to(exact), mode="bilinear", align_corners=False)
-    return patches.to(x_N3HW.dtype)
+    room = actions_N2.new_tensor((height - size, width - size))
+    return _sample(x_N3HW, actions_N2 * room, torch.ones_like(actions_N2), size)
+
+
+def deformable_crop(x_NCHW: Tensor, actions_N4: Tensor, size: int, stretch: tuple[float, float]) -> Tensor:
+    """Boxes of any size and aspect, resampled bilinearly to (N, C, P, P); gradients reach all four numbers.
+
+    Along each axis r = low + s * (high - low) and the box has P * r pixels: output pixel i samples the
+    frame at a * (H - P * r) + (i + 0.5) * r - 0.5. There is no smoothing where r > 1. Feature maps are cut
+    by the same actions and `stretch`, with P in cells.
+
+    Args:
+        x_NCHW: Float frames or feature maps.
+        actions_N4: (a_y, a_x, s_y, s_x) in [0, 1].
+        size: P in pixels or cells.
+        stretch: (low, high), see `box_stretch`.
+
+    Source: Uni-AdaFocus, its code; adafocus.md 1.2.
+    """
+    height, width = x_NCHW.shape[-2:]
+    stretch_N2 = _stretched(actions_N4[:, 2:], stretch)
+    room_N2 = actions_N4.new_tensor((height, width)) - size * stretch_N2
+    return _sample(x_NCHW, actions_N4[:, :2] * room_N2, stretch_N2, size)
+
+
+def box_stretch(patch: int, smallest: int, side: int) -> tuple[float, float]:
+    """Sides of the smallest and the largest box (the frame's own, `side`) in patches: (low, high).
+
+    Uni-AdaFocus: boxes of 96 to 224 pixels, whatever the patch.
+
+    Raises:
+        UsageError: The smallest box is larger than the frame.
+    """
+    if not 0 < smallest <= side:
+        raise UsageError(f"smallest_box must be between 1 and the frame's side of {side} px, not {smallest}")
+    return smallest / patch, side / patch
+
+
+def unstretched(stretch: tuple[float, float]) -> float:
+    """The s at which a box is exactly the patch, so that cropping does not resample."""
+    low, high = stretch
+    return 0.0 if low == high else min(max((1 - low) / (high - low), 0.0), 1.0)
 
 
 def hard_crop(x_N3HW: Tensor, actions_N2: Tensor, size: int) -> Tensor:
@@ -63,6 +98,15 @@ def crop_boxes(actions: Tensor, size: int, side: int) -> Tensor:
     return torch.cat((actions * (1 - share), torch.full_like(actions, share)), dim=-1)
 
 
+def deformable_boxes(actions: Tensor, stretch: tuple[float, float]) -> Tensor:
+    """(..., 4) actions to boxes (..., 4): top, left, height, width as shares of the frame's side.
+
+    The largest box is the whole frame.
+    """
+    shares = _stretched(actions[..., 2:], stretch) / stretch[1]
+    return torch.cat((actions[..., :2] * (1 - shares), shares), dim=-1)
+
+
 def clip_patch_gradients(actions_N2: Tensor) -> Tensor:
     """The same actions; on the way back each one's gradient is scaled down to the batch's median norm.
 
@@ -77,6 +121,24 @@ def clip_patch_gradients(actions_N2: Tensor) -> Tensor:
 def _to_median(gradient_N2: Tensor) -> Tensor:
     norms_N1 = gradient_N2.norm(dim=1, keepdim=True)
     return gradient_N2 * (norms_N1.median() / norms_N1.clamp_min(1e-12)).clamp_max(1.0)
+
+
+def _stretched(sizes: Tensor, stretch: tuple[float, float]) -> Tensor:
+    low, high = stretch
+    return low + sizes * (high - low)
+
+
+def _sample(x_NCHW: Tensor, corner_N2: Tensor, stretch_N2: Tensor, size: int) -> Tensor:
+    """Patches whose pixel i samples `corner` + (i + 0.5) * `stretch` - 0.5, rows and columns apart."""
+    height, width = x_NCHW.shape[-2:]
+    exact = torch.promote_types(x_NCHW.dtype, torch.float32)  # half precision would move the patch
+    steps_P = torch.arange(size, device=x_NCHW.device, dtype=exact) + 0.5
+    rows_NP = (corner_N2[:, :1] + steps_P * stretch_N2[:, :1]) * (2 / height) - 1
+    columns_NP = (corner_N2[:, 1:] + steps_P * stretch_N2[:, 1:]) * (2 / width) - 1
+    grid = torch.stack((columns_NP[:, None, :].expand(-1, size, -1), rows_NP[:, :, None].expand(-1, -1, size)), dim=-1)
+    with no_autocast(x_NCHW):
+        patches = F.grid_sample(x_NCHW.to(exact), grid.to(exact), mode="bilinear", align_corners=False)
+    return patches.to(x_NCHW.dtype)
 
 
 def _sides(x_N3HW: Tensor, size: int) -> tuple[int, int]:

@@ -23,12 +23,21 @@ class RunningMaxClassifier(nn.Module):
         hidden: H of the MLP, 0 for none.
         shared: One linear layer for all steps.
         dropout: Before the linear layers.
+        context: Features of the whole clip that the linear layers see beside the running maximum.
 
     Source: AdaFocus V2 section 3.1; adafocus.md 1.5.
     """
 
     def __init__(
-        self, dim: int, num_classes: int, steps: int, *, hidden: int = 4096, shared: bool = False, dropout: float = 0.2
+        self,
+        dim: int,
+        num_classes: int,
+        steps: int,
+        *,
+        hidden: int = 4096,
+        shared: bool = False,
+        dropout: float = 0.2,
+        context: int = 0,
     ) -> None:
         super().__init__()
         self.steps = steps
@@ -38,7 +47,7 @@ class RunningMaxClassifier(nn.Module):
             nn.Sequential(nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU()) if hidden else nn.Identity()
         )
         self.dropout = nn.Dropout(dropout)
-        self.heads = nn.ModuleList(nn.Linear(self.width, num_classes) for _ in range(1 if shared else steps))
+        self.heads = nn.ModuleList(nn.Linear(self.width + context, num_classes) for _ in range(1 if shared else steps))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Logits of all steps (B, T, C)."""
@@ -52,8 +61,10 @@ class RunningMaxClassifier(nn.Module):
         peaks = z_BTH.cummax(dim=1).values
         return peaks if peak_BH is None else peaks[:, 1:]
 
-    def classify(self, peaks_BTH: Tensor, first: int = 0) -> Tensor:
-        """Logits (B, t, C) of the maxima at steps `first`, `first` + 1, ..."""
+    def classify(self, peaks_BTH: Tensor, first: int = 0, context_BE: Tensor | None = None) -> Tensor:
+        """Logits (B, t, C) of the maxima at steps `first`, `first` + 1, ...; `context_BE` goes behind each of them."""
+        if context_BE is not None:
+            peaks_BTH = torch.cat((peaks_BTH, context_BE[:, None].expand(-1, peaks_BTH.shape[1], -1)), dim=-1)
         peaks_BTH = self.dropout(peaks_BTH)
         if len(self.heads) == 1:
             return self.heads[0](peaks_BTH)

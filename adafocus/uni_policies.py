@@ -1,0 +1,167 @@
+"""Uni-AdaFocus's two policies, and how each learns without a gradient through pixels.
+
+Where to look is learnt by deep-feature interpolation: the glance map is cropped instead of the frame, and
+a linear layer classifies what was cut out. When to look is learnt from the logits that the weighted frames
+are expected to give.
+
+Shapes: B videos, T glance frames, D channels of the glance map, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.layers.crop import deformable_crop
+from harness.layers.gumbel import gumbel_noise
+from harness.layers.precision import no_autocast
+
+
+class SpatialPolicy(nn.Module):
+    """Boxes (y, x, height, width) from the glance maps, by 3D convolutions over time and space.
+
+    Args:
+        dim: D.
+        side: Height and width of the glance map.
+        channels: Of the hidden convolutions.
+        time_kernel: 1 for a box per glance frame; T for one box per video, shared by all its frames.
+        outputs: 4, or 2 for boxes of a fixed size, (y, x).
+        centred: Start at small weights, so near 0.5 in every output.
+
+    Source: adafocus.md 8.1, 9, 10.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        side: int,
+        channels: int = 128,
+        time_kernel: int = 1,
+        *,
+        outputs: int = 4,
+        centred: bool = False,
+    ) -> None:
+        super().__init__()
+        last = nn.Conv3d(channels, outputs, (time_kernel, side, side), bias=False)
+        if centred:
+            nn.init.normal_(last.weight, std=0.001)
+        self.encoder = nn.Sequential(
+            nn.Conv3d(dim, channels, 1, bias=False),
+            nn.BatchNorm3d(channels),
+            nn.ReLU(),
+            nn.Conv3d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm3d(channels),
+            nn.ReLU(),
+            nn.Conv3d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm3d(channels),
+            nn.ReLU(),
+            last,
+        )
+
+    def forward(self, maps_BTDHW: Tensor) -> Tensor:
+        """Actions (B, T, outputs) in [0, 1], or (B, 1, outputs) with `time_kernel` T.
+
+        Runs in the weights' precision, also inside autocast.
+        """
+        with no_autocast(maps_BTDHW):
+            maps_BDTHW = maps_BTDHW.to(self.encoder[0].weight.dtype).transpose(1, 2)
+            return torch.sigmoid(self.encoder(maps_BDTHW)[..., 0, 0].transpose(1, 2))
+
+
+class TemporalPolicy(nn.Module):
+    """How important each glance frame is, by convolutions over time.
+
+    Args:
+        dim: D.
+        channels: Of the hidden convolutions.
+
+    Source: adafocus.md 8.1.
+    """
+
+    def __init__(self, dim: int, channels: int = 64) -> None:
+        super().__init__()
+        self.Tconv = nn.Sequential(
+            nn.Conv2d(dim, channels, (3, 1), padding=(1, 0), bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, (3, 1), padding=(1, 0), bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, 1, 1, bias=False),
+        )
+
+    def forward(self, vectors_BTD: Tensor) -> Tensor:
+        """Weights (B, T) that sum to 1 per video, in the weights' precision also inside autocast."""
+        with no_autocast(vectors_BTD):
+            vectors_BDT1 = vectors_BTD.to(self.Tconv[0].weight.dtype).transpose(1, 2)[..., None]
+            return self.Tconv(vectors_BDT1)[:, 0, :, 0].softmax(1)
+
+
+class InterpolationHead(nn.Module):
+    """Classifies what the boxes cut out of the glance maps; it trains the spatial policy and nothing else.
+
+    Args:
+        dim: D.
+        num_classes: C.
+        size: Side of the cropped map in cells.
+        stretch: As for the pixels, see `deformable_crop`.
+
+    Source: adafocus.md 8.2 (the authors' `aux_fc`).
+    """
+
+    def __init__(self, dim: int, num_classes: int, size: int, stretch: tuple[float, float]) -> None:
+        super().__init__()
+        self.size, self.stretch = size, stretch
+        self.fc = nn.Linear(dim, num_classes)
+
+    def forward(self, maps_BTDHW: Tensor, actions_BT4: Tensor) -> Tensor:
+        """Logits (B, C): the crops' mean over frames and space. The maps get no gradient.
+
+        Args:
+            actions_BT4: One box per glance frame, or (B, 1, 4), one per video.
+        """
+        actions = actions_BT4.expand(-1, maps_BTDHW.shape[1], -1).flatten(0, 1)
+        crops_NDhw = deformable_crop(maps_BTDHW.detach().flatten(0, 1), actions, self.size, self.stretch)
+        return self.fc(crops_NDhw.mean((2, 3)).unflatten(0, maps_BTDHW.shape[:2]).mean(1))
+
+
+def per_candidate(actions_BTA: Tensor, candidates: int) -> Tensor:
+    """Actions of T glance frames, interpolated linearly to (B, candidates, A)."""
+    spread = F.interpolate(actions_BTA.transpose(1, 2), size=candidates, mode="linear", align_corners=False)
+    return spread.transpose(1, 2)
+
+
+def monte_carlo_logits(
+    frame_logits_BTC: Tensor,
+    weights_BT: Tensor,
+    first: int,
+    *,
+    draws: int = 128,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Expected logits (B, C) of the first `first` frames, drawn one after the other without replacement.
+
+    After i frames are gone the next one's expected logits are the weighted mean over those left; its
+    denominator gets no gradient. That is averaged over i < `first` and over `draws` random orders.
+
+    Args:
+        frame_logits_BTC: Logits of each glance frame; detach them where only the weights are to learn.
+        weights_BT: Importance, summing to 1 per video.
+
+    Source: adafocus.md 1.4. The authors draw anew for each i; here the first i frames of one order are
+    taken, which has the same expectation.
+    """
+    weights = weights_BT.detach()
+    scores_RBT = weights.clamp_min(1e-30).log() + gumbel_noise(weights.expand(draws, *weights.shape), generator)
+    rank_RBT = scores_RBT.argsort(dim=-1, descending=True).argsort(dim=-1)
+    share_BT = torch.zeros_like(weights)
+    for gone in range(first):
+        left_RBT = (rank_RBT >= gone).to(weights.dtype)
+        share_BT += (left_RBT / (left_RBT * weights).sum(-1, keepdim=True).clamp_min(1e-12)).mean(0) / first
+    return torch.einsum("bt,btc->bc", weights_BT * share_BT, frame_logits_BTC)
+
+
+def size_prior(actions: Tensor) -> Tensor:
+    """Mean squared distance of the boxes' (..., 2:4) sizes from the whole frame's, which keeps them from collapsing."""
+    return (actions[..., 2:] - 1).square().mean()
