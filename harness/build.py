@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from harness.errors import unknown
+from harness.layers.memory_format import set_memory_format
 from harness.recognizer import EfficientRecognizer
 from harness.registry import method_card, recognizer_class
 from harness.settings import digest
@@ -35,7 +36,9 @@ def build_recognizer(
         if name not in names:
             raise unknown(f"setting of {method}", name, names)
     torch.manual_seed(int(digest([seed, stage], 8), 16))
-    return cls(**settings).to(memory_format=torch.channels_last)
+    recognizer = cls(**settings)
+    set_memory_format(recognizer, "channels_last")
+    return recognizer
 
 
 def constructor_settings(cls: type[EfficientRecognizer]) -> set[str]:

@@ -51,7 +51,9 @@ def cases(method: str, batch: int = 1) -> list[Case]:
     settings = {**cls.settings_for("tiny", RESOLUTION), **card.settings}
     torch.manual_seed(SEED)
     recognizer = cls(num_classes=CLASSES, resolution=RESOLUTION, **settings).eval()
-    recognizer.to(memory_format=torch.channels_last)
+    for parameter in recognizer.parameters():
+        if parameter.dim() == 4:  # 3-D convolutions have no such format
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     point = dict(next(iter(recognizer.operating_points(()))).settings)
     found = [_case(method, recognizer, point, batch)]
     if recognizer.exits:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from harness.contract import EMPTY, ClipRequest
@@ -30,6 +30,7 @@ from harness.data.clips import ClipDataset, collate
 from harness.data.decode import decode
 from harness.data.videos import VideoSet
 from harness.errors import BenchError, UsageError
+from harness.layers.memory_format import set_memory_format
 from harness.recognizer import Clips, EfficientRecognizer
 from harness.trace import Trace
 
@@ -212,17 +213,6 @@ def to_device(clips: Clips, device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
     return moved
-
-
-def set_memory_format(model: nn.Module, memory_format: str) -> None:
-    """Lay out convolution weights in place; 3-D ones get the 3-D variant."""
-    formats = {
-        "channels_last": {4: torch.channels_last, 5: torch.channels_last_3d},
-        "contiguous": {4: torch.contiguous_format, 5: torch.contiguous_format},
-    }[memory_format]
-    for parameter in model.parameters():
-        if parameter.dim() in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
 
 
 def _loaded_forward(
