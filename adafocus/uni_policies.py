@@ -65,7 +65,7 @@ class SpatialPolicy(nn.Module):
         Runs in the weights' precision, also inside autocast.
         """
         with no_autocast(maps_BTDHW):
-            maps_BDTHW = maps_BTDHW.to(self.encoder[0].weight.dtype).transpose(1, 2)
+            maps_BDTHW = maps_BTDHW.to(next(self.parameters()).dtype).transpose(1, 2)
             return torch.sigmoid(self.encoder(maps_BDTHW)[..., 0, 0].transpose(1, 2))
 
 
@@ -75,12 +75,16 @@ class TemporalPolicy(nn.Module):
     Args:
         dim: D.
         channels: Of the hidden convolutions.
+        centred: Start at small weights, so near 1 / T for every frame.
 
     Source: adafocus.md 8.1.
     """
 
-    def __init__(self, dim: int, channels: int = 64) -> None:
+    def __init__(self, dim: int, channels: int = 64, *, centred: bool = False) -> None:
         super().__init__()
+        last = nn.Conv2d(channels, 1, 1, bias=False)
+        if centred:
+            nn.init.normal_(last.weight, std=0.001)
         self.Tconv = nn.Sequential(
             nn.Conv2d(dim, channels, (3, 1), padding=(1, 0), bias=False),
             nn.BatchNorm2d(channels),
@@ -88,13 +92,13 @@ class TemporalPolicy(nn.Module):
             nn.Conv2d(channels, channels, (3, 1), padding=(1, 0), bias=False),
             nn.BatchNorm2d(channels),
             nn.ReLU(),
-            nn.Conv2d(channels, 1, 1, bias=False),
+            last,
         )
 
     def forward(self, vectors_BTD: Tensor) -> Tensor:
         """Weights (B, T) that sum to 1 per video, in the weights' precision also inside autocast."""
         with no_autocast(vectors_BTD):
-            vectors_BDT1 = vectors_BTD.to(self.Tconv[0].weight.dtype).transpose(1, 2)[..., None]
+            vectors_BDT1 = vectors_BTD.to(next(self.parameters()).dtype).transpose(1, 2)[..., None]
             return self.Tconv(vectors_BDT1)[:, 0, :, 0].softmax(1)
 
 

@@ -42,7 +42,7 @@ class RunningMaxClassifier(nn.Module):
         super().__init__()
         self.steps = steps
         self.dim = dim
-        self.width = hidden or dim
+        self.width, self.context = hidden or dim, context
         self.embed: nn.Module = (
             nn.Sequential(nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU()) if hidden else nn.Identity()
         )

@@ -1,0 +1,586 @@
+"""Uni-AdaFocus (2024): where to look, when to look and when to stop, decided from a glance at coarse frames.
+
+A light network glances at a few frames. From its maps one policy places a box in every frame, from its
+vectors another weighs the frames; the deep network sees boxes of the frames that matter. A video that is
+clear after the glance, or after some of the boxes, leaves: the batch shrinks, later work is not done.
+
+    bench.py run --methods uni-adafocus --datasets glyphs
+
+Shapes: B videos, T glance frames, M candidate frames, N focus frames, D features, H their width behind the
+classifier's MLP, C classes, K exits, P the patch's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adafocus.official import family_state, mobilenet, place, resnet, substitute, under
+from adafocus.order import frame_order
+from adafocus.parity.uni import uni_outputs
+from adafocus.policy import scattered
+from adafocus.uni_policies import (
+    InterpolationHead,
+    SpatialPolicy,
+    TemporalPolicy,
+    monte_carlo_logits,
+    per_candidate,
+    size_prior,
+)
+from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
+from harness.errors import UsageError, unknown
+from harness.layers.backbones import build_backbone
+from harness.layers.crop import box_stretch, deformable_boxes, deformable_crop, unstretched
+from harness.layers.exits import NEVER, calibrate_thresholds, point_thresholds, should_exit
+from harness.layers.frame_sampling import sample_frames
+from harness.layers.losses import every_step
+from harness.layers.resize import resize
+from harness.layers.running_max import RunningMaxClassifier
+from harness.official import Converted
+from harness.parity import ParityCase
+from harness.recognizer import Clips, EfficientRecognizer
+from harness.trace import Trace
+
+from mmaction.registry import MODELS
+
+CARD = {
+    "name": "uni-adafocus",
+    "class": "UniAdaFocus",
+    "title": "Uni-AdaFocus",
+    "paper": "Uni-AdaFocus: Spatial-temporal Dynamic Computation for Video Recognition (arXiv 2412.11228)",
+    "year": 2024,
+    "adapts": ["space", "time", "sample"],
+    "fidelity": "A",
+    "source": "https://github.com/LeapLabTHU/Uni-AdaFocus",
+    "summary": "Boxes of any size in the frames that matter; the policies learn from cropped features; early exits",
+    "version": 1,
+    "sizes": ["tiny", "paper"],
+    "knobs": {"patch_size": "train", "exit": "test"},
+    "settings": {},
+}
+
+SPATIAL = ("learned", "random", "centre")
+TEMPORAL = ("learned", "uniform")
+
+TINY_DEPARTURES = (
+    "small networks, one classifier for all glance and one for all focus steps, without MLP (paper: MLPs of 4096, "
+    "one classifier per step)",
+    "AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD, cosine, no clipping)",
+    "auxiliary loss of the glance network on the clip's mean logits (paper: per frame)",
+    "focus frames are processed coarse to fine (paper: in temporal order)",
+    "the policies start at the frame's centre and at equal weights (paper: random initial weights)",
+)
+
+
+@dataclass
+class _Glance:
+    """What the glance yields; rows are videos."""
+
+    maps_BTDHW: Tensor
+    vectors_BTD: Tensor
+    peaks_BTH: Tensor
+
+
+@dataclass
+class _Plan:
+    """What is still to be looked at, and what the looks so far have left; rows are the videos still there."""
+
+    candidates: Tensor
+    indices_BN: Tensor
+    actions_BN4: Tensor
+    context_BH: Tensor
+    peak_BH: Tensor | None = None
+
+    def keep(self, rows: Tensor) -> _Plan:
+        peak = None if self.peak_BH is None else self.peak_BH[rows]
+        kept = (self.candidates[rows], self.indices_BN[rows], self.actions_BN4[rows], self.context_BH[rows])
+        return _Plan(*kept, peak)
+
+
+@MODELS.register_module()
+class UniAdaFocus(EfficientRecognizer):
+    """Uni-AdaFocus on TSN-like networks, with its sample-wise exits at the points of the knob `exit`.
+
+    Exit 0 lies behind the glance and before both policies; the others follow every `exit_every` focus frames.
+
+    Args:
+        num_classes: C.
+        frames: N.
+        glance_frames: T.
+        group: Candidates per glance frame, M = T * group.
+        patch_size: P in pixels.
+        smallest_box: Side of the smallest box in pixels; None for 3/7 of the frame, the paper's 96 of 224.
+        glance: Backbone that sees whole frames.
+        glance_side: Side in pixels at which it sees them; None for full resolution.
+        glance_resize: How frames get there, see `resize`.
+        focus: Backbone that sees the patches.
+        spatial: Boxes are `learned`; `random` and `centre` cut P x P pixels without policy network.
+        temporal: Focus frames by `learned` weights, or `uniform`.
+        deformable: Boxes have a learned height and width; else P x P pixels.
+        spatial_channels, temporal_channels: Width of the policies' hidden convolutions.
+        policies_centred: Start the spatial policy at the centre and the temporal one at equal weights.
+        stop_gradient: The temporal policy and its loss train neither glance network nor glance head. The
+            ActivityNet code lets them; the code of the TSM and X3D versions does not (adafocus.md 8.3, 9).
+        random_pass: Train the focus network on random patches too.
+        aux_losses: Classify single frames of both networks too.
+        size_weight: Weight of the prior that pulls boxes towards the whole frame (the code's `norm_ratio`).
+        draws: Random orders of the Monte-Carlo estimate, see `monte_carlo_logits`.
+        classifier_hidden, classifier_shared, dropout: See RunningMaxClassifier.
+        head_dropout: Dropout of the heads that classify single frames.
+        glance_loss: Loss of single glance frames per `frame` or on the `video`'s mean logits.
+        order: Order in which focus frames are processed, see `frame_order`.
+        exit_every: Focus frames between exits; larger ones cost less overhead. 0: no exits.
+        exit_score: See `exit_scores`; the code's two criteria are `logit` and `entropy`.
+
+    Source: adafocus.md 8 (the code); the spatial policy is run once per step, the code runs it twice on the
+    same input, which moves its running statistics twice.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        frames: int = 16,
+        glance_frames: int = 16,
+        group: int = 3,
+        patch_size: int = 128,
+        smallest_box: int | None = None,
+        glance: str = "mobilenet_v2",
+        glance_side: int | None = None,
+        glance_resize: str = "bilinear-corners",
+        focus: str = "resnet50",
+        spatial: str = "learned",
+        temporal: str = "learned",
+        deformable: bool = True,
+        spatial_channels: int = 128,
+        temporal_channels: int = 64,
+        policies_centred: bool = False,
+        stop_gradient: bool = False,
+        random_pass: bool = True,
+        aux_losses: bool = True,
+        size_weight: float = 1.0,
+        draws: int = 128,
+        classifier_hidden: int = 4096,
+        classifier_shared: bool = False,
+        dropout: float = 0.2,
+        head_dropout: float = 0.2,
+        glance_loss: str = "frame",
+        order: str | Sequence[int] = "temporal",
+        exit_every: int = 1,
+        exit_score: str = "softmax",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, **kwargs)
+        for name, value, known in (("spatial", spatial, SPATIAL), ("temporal", temporal, TEMPORAL)):
+            if value not in known:
+                raise unknown(name, value, known)
+        if patch_size > self.resolution:
+            raise UsageError(f"patch_size {patch_size} is larger than the frames of {self.resolution} px")
+        if frames > glance_frames * group:
+            raise UsageError(f"{frames} focus frames cannot be taken out of {glance_frames} x {group} candidates")
+        self.frames, self.glance_frames, self.group = frames, glance_frames, group
+        self.candidates = glance_frames * group
+        self.patch_size, self.deformable = patch_size, deformable
+        self.stretch = box_stretch(patch_size, smallest_box or self.resolution * 3 // 7, self.resolution)
+        self.spatial, self.temporal = spatial, temporal
+        self.stop_gradient, self.random_pass, self.aux_losses = stop_gradient, random_pass, aux_losses
+        self.size_weight, self.draws = size_weight, draws
+        self.glance_side, self.glance_resize = glance_side or self.resolution, glance_resize
+        self.glance_name, self.focus_name = glance, focus
+        self.glance_loss, self.exit_score = glance_loss, exit_score
+        self.register_buffer("order", torch.tensor(frame_order(order, frames)), persistent=False)
+        self.exit_ends = [*range(0, frames, exit_every), frames] if exit_every else []
+        self.exits = len(self.exit_ends)
+
+        self.glance = build_backbone(glance)
+        self.focus = build_backbone(focus)
+        if aux_losses or temporal == "learned":
+            self.glance_head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.glance.dim, num_classes))
+        if aux_losses:
+            self.focus_head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.focus.dim, num_classes))
+        if spatial == "learned":
+            side = -(-self.glance_side // self.glance.stride)
+            self.spatial_policy = SpatialPolicy(
+                self.glance.dim, side, spatial_channels, outputs=4 if deformable else 2, centred=policies_centred
+            )
+            size = max(1, patch_size * side // self.resolution)
+            self.spatial_head = InterpolationHead(self.glance.dim, num_classes, size, self.stretch)
+        if temporal == "learned":
+            self.temporal_policy = TemporalPolicy(self.glance.dim, temporal_channels, centred=policies_centred)
+        common: dict[str, Any] = {"hidden": classifier_hidden, "shared": classifier_shared, "dropout": dropout}
+        self.glance_classifier = RunningMaxClassifier(self.glance.dim, num_classes, glance_frames, **common)
+        self.classifier = RunningMaxClassifier(
+            self.focus.dim, num_classes, frames, context=self.glance_classifier.width, **common
+        )
+
+    # -- what it says of itself ------------------------------------------------------------------
+
+    @classmethod
+    def settings_for(cls, size: str, resolution: int) -> dict[str, Any]:
+        if size == "paper":
+            return {"patch_size": 128, "glance": "mobilenet_v2", "focus": "resnet50"}
+        return {
+            "frames": 8,
+            "glance_frames": 8,
+            "patch_size": resolution // 2,
+            "glance": "mbtiny",
+            "glance_side": resolution // 4,
+            "glance_resize": "area",
+            "focus": "restiny",
+            "spatial_channels": 16,
+            "temporal_channels": 16,
+            "policies_centred": True,
+            "classifier_hidden": 0,
+            "classifier_shared": True,
+            "glance_loss": "video",
+            "order": "coarse-to-fine",
+        }
+
+    def recipe(self, size: str) -> Sequence[Stage]:
+        init = (
+            InitFrom(f"pretrained:{self.glance_name}", into="glance"),
+            InitFrom(f"pretrained:{self.focus_name}", into="focus"),
+        )
+        parts = dict(self.named_children())
+        policies = tuple(name for name in ("spatial_policy", "temporal_policy") if name in parts)
+        slow = tuple(name for name in ("glance", "glance_head", "spatial_head") if name in parts)
+        if size == "paper":
+            groups = (
+                *((ParamGroup(policies, lr_mult=0.2),) if policies else ()),
+                ParamGroup(slow, lr_mult=0.5),
+                ParamGroup(("glance_classifier", "classifier"), lr_mult=20.0),
+            )
+            return [Stage("main", epochs=50, batch_size=32, lr=0.002, weight_decay=2e-4, groups=groups, init=init)]
+        return [
+            tiny_stage(
+                "main",
+                epochs=12,
+                groups=(ParamGroup(policies, lr_mult=0.5),) if policies else (),
+                init=init,
+                departures=TINY_DEPARTURES,
+            )
+        ]
+
+    def clip_requests(self, point: Mapping[str, Any] = EMPTY, *, stage: Stage | None = None) -> tuple[ClipRequest, ...]:
+        return (
+            ClipRequest(self.candidates, name="candidates", sampler="uniform"),
+            ClipRequest(
+                self.glance_frames, name="glance", sampler="subset", subset_of="candidates", group=self.group
+            ),
+        )
+
+    def as_clips(self, inputs: Clips | Tensor) -> Clips:
+        """A plain tensor holds the candidates; the glance frames are taken from the middle of each group."""
+        if isinstance(inputs, Mapping):
+            return inputs
+        if inputs.ndim != 5 or inputs.shape[1:3] != (self.candidates, 3):
+            raise UsageError(f"expected clips (B, {self.candidates}, 3, H, W), got {tuple(inputs.shape)}")
+        return {"candidates": inputs, "glance": inputs[:, self.group // 2 :: self.group]}
+
+    @classmethod
+    def from_official(cls, content: Mapping[str, Any], **given: Any) -> Converted | None:
+        """Settings and state dict out of the authors' checkpoint; None for other methods' files.
+
+        `patch_size` stands in no tensor; it must be given where it is not 128. Source: adafocus.md 13.
+        """
+        state = family_state(content)
+        if "classifier.local_classifiers.0.1.weight" not in state or "spatial_policy.encoder.9.weight" not in state:
+            return None
+        placed = place(
+            state,
+            [
+                ("global_CNN_fc.", under("glance_head.")),
+                ("local_CNN_fc.", under("focus_head.")),
+                ("global_CNN.", mobilenet("glance.", state, "global_CNN.")),
+                ("local_CNN.", resnet("focus.")),
+                ("aux_fc.", under("spatial_head.fc.")),
+                ("spatial_policy.", under("spatial_policy.")),
+                ("temporal_policy.", under("temporal_policy.")),
+                ("classifier.global_mlp.layers.", under("glance_classifier.embed.")),
+                ("classifier.local_mlp.layers.", under("classifier.embed.")),
+                ("classifier.global_classifiers.", substitute(r"^(\d+)\.1\.", r"glance_classifier.heads.\1.")),
+                ("classifier.local_classifiers.", substitute(r"^(\d+)\.1\.", r"classifier.heads.\1.")),
+            ],
+        )
+        found = placed.state
+        settings = {
+            "num_classes": found["classifier.heads.0.weight"].shape[0],
+            "frames": _heads(found, "classifier."),
+            "glance_frames": _heads(found, "glance_classifier."),
+            "patch_size": 128,
+            "spatial_channels": found["spatial_policy.encoder.0.weight"].shape[0],
+            "temporal_channels": found["temporal_policy.Tconv.0.weight"].shape[0],
+            "classifier_hidden": found["classifier.embed.0.weight"].shape[0],
+        }
+        return Converted("uni-adafocus", settings | given, found, placed.unused, placed.unplaced)
+
+    @classmethod
+    def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:
+        """Outputs for a recorded pair of the authors (harness.parity); None where it is not Uni-AdaFocus's."""
+        return uni_outputs(cls, case)
+
+    # -- training --------------------------------------------------------------------------------
+
+    def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
+        """Cross entropies at all steps, of single frames and of both policies; see `losses`."""
+        clips = self.as_clips(inputs)
+        noise = torch.rand(len(data_samples), self.frames, 3, device=clips["candidates"].device)
+        return self.losses(clips, self.labels(data_samples), noise)
+
+    def losses(self, clips: Clips, target_B: Tensor, noise_BN3: Tensor) -> dict[str, Tensor]:
+        """Losses for given noise: the place of each focus frame, and of each random patch (y, x).
+
+        The losses of learned and of random patches are averaged; those of the glance and of the policies
+        have weight 1. No gradient flows from the focus network to the policies: the spatial one learns from
+        `loss_spatial` and `loss_size`, the temporal one from `loss_temporal`.
+
+        Source: adafocus.md 8.2, 8.3.
+        """
+        batch = len(target_B)
+        glance = self._features(clips["glance"])
+        maps, vectors_BTD = glance.maps_BTDHW, glance.vectors_BTD
+        peaks_BTH = glance.peaks_BTH
+        share = self.glance_frames / (self.glance_frames + self.frames)
+        losses = {"loss_glance_steps": share * every_step(self.glance_classifier.classify(peaks_BTH), target_B)}
+        weights_BT, policy_losses = self._temporal_losses(vectors_BTD, target_B)
+        indices_BN = sample_frames(weights_BT, self.frames, self.candidates, noise_BN3[..., 0])[:, self.order]
+        frames_N3HW = self.normalise(_pick(clips["candidates"], indices_BN)).flatten(0, 1)
+        passes = self._training_boxes(maps, indices_BN, noise_BN3[..., 1:], target_B, policy_losses)
+        actions = torch.cat([boxes.flatten(0, 1) for boxes in passes.values()])
+        patches = deformable_crop(frames_N3HW.repeat(len(passes), 1, 1, 1), actions, self.patch_size, self.stretch)
+        focus_RBND = self.focus(patches).unflatten(0, (len(passes), batch, self.frames))
+        for name, focus_BND in zip(passes, focus_RBND, strict=True):
+            steps = self.classifier.classify(self.classifier.accumulate(focus_BND), context_BE=peaks_BTH[:, -1])
+            losses[f"loss_{name}"] = (1 - share) * every_step(steps, target_B) / len(passes)
+            if self.aux_losses:
+                losses[f"loss_focus_{name}"] = every_step(self.focus_head(focus_BND), target_B) / len(passes)
+        return losses | policy_losses
+
+    def _temporal_losses(self, vectors_BTD: Tensor, target_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Frame weights, and the losses of single glance frames and of the weights."""
+        losses: dict[str, Tensor] = {}
+        weights_BT = self._weights(vectors_BTD.detach() if self.stop_gradient else vectors_BTD)
+        if self.aux_losses or self.temporal == "learned":
+            logits_BTC = self.glance_head(vectors_BTD)
+        if self.aux_losses:
+            mean = self.glance_loss == "video"
+            losses["loss_glance"] = every_step(logits_BTC.mean(1, keepdim=True) if mean else logits_BTC, target_B)
+        if self.temporal == "learned":
+            logits_BTC = (logits_BTC.detach() if self.stop_gradient else logits_BTC).to(weights_BT.dtype)
+            expected = monte_carlo_logits(logits_BTC, weights_BT, max(1, self.glance_frames // 3), draws=self.draws)
+            losses["loss_temporal"] = F.cross_entropy(expected, target_B)
+        return weights_BT, losses
+
+    def _training_boxes(
+        self, maps: Tensor, indices_BN: Tensor, random_BN2: Tensor, target_B: Tensor, losses: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Actions (B, N, 4) of each pass of the focus network; the spatial policy's losses go into `losses`."""
+        random_BN4 = self._unstretched(random_BN2)
+        if self.spatial == "random":
+            return {"random": random_BN4}
+        if self.spatial == "centre":
+            return {"centre": self._unstretched(torch.full_like(random_BN2, 0.5))}
+        actions_BT4 = self._actions(maps.detach())
+        losses["loss_spatial"] = F.cross_entropy(self.spatial_head(maps, actions_BT4), target_B)
+        if self.deformable:
+            losses["loss_size"] = self.size_weight * size_prior(actions_BT4)
+        learned = _pick(per_candidate(actions_BT4.detach(), self.candidates), indices_BN)
+        return {"learned": learned, "random": random_BN4} if self.random_pass else {"learned": learned}
+
+    # -- evaluation ------------------------------------------------------------------------------
+
+    def infer(
+        self,
+        clips: Clips,
+        point: Mapping[str, Any] = EMPTY,
+        *,
+        trace: Trace,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Logits (B, C). `point` may hold `thresholds` (K,), or `exit_at`, the exit forced on every video."""
+        thresholds = point_thresholds(point, self.exits)
+        glance = self._look_around(clips["glance"], trace, head=thresholds is not None)
+        if thresholds is not None:
+            return self._infer_until_sure(clips["candidates"], glance, thresholds, trace, generator)
+        plan = self._plan(clips["candidates"], glance, trace, None, generator)
+        peaks, _ = self._look(plan, 0, self.frames, trace, None)
+        trace.frames_used = np.full(trace.videos, self.glance_frames + self.frames, dtype=np.float64)
+        if trace.training_parts and len(self.classifier.heads) > 1:
+            with self._head_event(trace, self.classifier, rows=self.frames - 1, training_only=True):
+                self.classifier.classify(peaks[:, :-1], context_BE=plan.context_BH)
+        with self._head_event(trace, self.classifier):
+            return self.classifier.classify(peaks[:, -1:], self.frames - 1, plan.context_BH)[:, 0]
+
+    def infer_exits(self, clips: Clips, *, trace: Trace) -> Tensor:
+        """Logits at all exits (B, K, C)."""
+        glance = self._look_around(clips["glance"], trace, head=True)
+        with self._head_event(trace, self.glance_classifier):
+            first = self._first_exit(glance.peaks_BTH)
+        plan = self._plan(clips["candidates"], glance, trace, None, None)
+        peaks, _ = self._look(plan, 0, self.frames, trace, None)
+        with self._head_event(trace, self.classifier, rows=self.frames):
+            steps = self.classifier.classify(peaks, context_BE=plan.context_BH)
+        return torch.cat((first, steps[:, [end - 1 for end in self.exit_ends[1:]]]), dim=1)
+
+    def calibrate(self, exit_logits_NKC: np.ndarray, exit_costs_K: np.ndarray, budget: float) -> dict[str, Any]:
+        thresholds = calibrate_thresholds(exit_logits_NKC, exit_costs_K, budget, score=self.exit_score)
+        return {"thresholds": [float(t) for t in thresholds]}
+
+    def _infer_until_sure(
+        self,
+        candidates: Tensor,
+        glance: _Glance,
+        thresholds: Sequence[float],
+        trace: Trace,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Exit by exit; videos that are sure leave the batch, the policies run for those that stay."""
+        there = torch.arange(len(candidates), device=candidates.device)
+        trace.exit_step = np.zeros(len(candidates), dtype=np.int64)
+        with self._head_event(trace, self.glance_classifier):
+            logits = self._first_exit(glance.peaks_BTH)[:, 0]
+        result = logits.clone()
+        plan: _Plan | None = None
+        for k in range(self.exits):
+            if k:
+                start, end = self.exit_ends[k - 1 : k + 1]
+                videos = there.cpu().numpy()
+                trace.exit_step[videos] = k
+                if plan is None:
+                    rows = _Glance(glance.maps_BTDHW[there], glance.vectors_BTD[there], glance.peaks_BTH[there])
+                    plan = self._plan(candidates[there], rows, trace, videos, generator)
+                peaks, plan = self._look(plan, start, end, trace, videos)
+                with self._head_event(trace, self.classifier, videos=videos):
+                    logits = self.classifier.classify(peaks[:, -1:], end - 1, plan.context_BH)[:, 0]
+                result[there] = logits.to(result.dtype)
+            if thresholds[k] <= -NEVER or k == self.exits - 1:
+                break
+            if thresholds[k] < NEVER:
+                stays = (~should_exit(logits, thresholds[k], self.exit_score)).nonzero()[:, 0]
+                there, plan = there[stays], None if plan is None else plan.keep(stays)
+            if not len(there):
+                break
+        trace.frames_used = self.glance_frames + np.asarray(self.exit_ends, dtype=np.float64)[trace.exit_step]
+        return result
+
+    def _look_around(self, glance: Tensor, trace: Trace, *, head: bool) -> _Glance:
+        """The glance; with training-only parts also its steps' heads (`head`: exit 0 runs its own)."""
+        steps = self.glance_frames
+        with trace.event("glance", shape=(3, self.glance_side, self.glance_side), variant=self.glance_name, rows=steps):
+            maps, vectors = self._glance_features(glance)
+        with trace.event("classifier", variant="glance", shape=(self.glance_classifier.dim,), rows=steps):
+            peaks = self.glance_classifier.accumulate(vectors)
+        if trace.training_parts:
+            unused = steps - head if len(self.glance_classifier.heads) > 1 else 1 - head
+            if unused:
+                with self._head_event(trace, self.glance_classifier, rows=unused, training_only=True):
+                    self.glance_classifier.classify(peaks[:, :unused])
+            if hasattr(self, "glance_head"):
+                with trace.event("glance head", shape=vectors.shape[2:], rows=steps, training_only=True):
+                    self.glance_head(vectors)
+        return _Glance(maps, vectors, peaks)
+
+    def _plan(
+        self,
+        candidates: Tensor,
+        glance: _Glance,
+        trace: Trace,
+        videos: np.ndarray | None,
+        generator: torch.Generator | None,
+    ) -> _Plan:
+        """Run the policies: which frames, in processing order, and which box in each."""
+        maps = glance.maps_BTDHW
+        if self.temporal == "learned":
+            with trace.event("temporal policy", shape=glance.vectors_BTD.shape[1:], videos=videos):
+                weights_BT = self._weights(glance.vectors_BTD)
+        else:
+            weights_BT = self._weights(glance.vectors_BTD)
+        indices_BN = sample_frames(weights_BT, self.frames, self.candidates)[:, self.order]
+        if self.spatial == "learned":
+            with trace.event("spatial policy", shape=maps.shape[1:], videos=videos):
+                actions_BT4 = self._actions(maps)
+            actions_BN4 = _pick(per_candidate(actions_BT4, self.candidates), indices_BN)
+            if trace.training_parts:
+                with trace.event("spatial head", shape=maps.shape[1:], videos=videos, training_only=True):
+                    self.spatial_head(maps, actions_BT4)
+        elif self.spatial == "centre":
+            actions_BN4 = self._unstretched(torch.full((*indices_BN.shape, 2), 0.5, device=candidates.device))
+        elif generator is not None:
+            shape = (trace.videos, self.frames, 2)
+            places = torch.rand(shape, generator=generator, device=generator.device).to(candidates.device)
+            actions_BN4 = self._unstretched(places if videos is None else places[torch.as_tensor(videos)])
+        else:
+            actions_BN4 = self._unstretched(scattered(_pick(candidates, indices_BN)))
+        return _Plan(candidates, indices_BN, actions_BN4, glance.peaks_BTH[:, -1])
+
+    def _look(
+        self, plan: _Plan, start: int, end: int, trace: Trace, videos: np.ndarray | None
+    ) -> tuple[Tensor, _Plan]:
+        """Boxes start .. end-1 of the videos still there: running maxima (B, end - start, H) and the plan after."""
+        count: dict[str, Any] = {"videos": videos, "rows": end - start}
+        indices, actions = plan.indices_BN[:, start:end], plan.actions_BN4[:, start:end]
+        with trace.event("focus", shape=(3, self.patch_size, self.patch_size), variant=self.focus_name, **count):
+            x_N3HW = self.normalise(_pick(plan.candidates, indices)).flatten(0, 1)
+            boxes = actions.flatten(0, 1).to(x_N3HW.dtype)
+            focus_ND = self.focus(deformable_crop(x_N3HW, boxes, self.patch_size, self.stretch))
+        with trace.event("classifier", variant="focus", shape=(self.classifier.dim,), **count):
+            peaks = self.classifier.accumulate(focus_ND.unflatten(0, indices.shape), plan.peak_BH)
+        if trace.training_parts and self.aux_losses:
+            with trace.event("focus head", shape=focus_ND.shape[1:], training_only=True, **count):
+                self.focus_head(focus_ND)
+        if trace.details:
+            shares = deformable_boxes(actions, self.stretch)
+            for row, steps in enumerate(indices.tolist()):
+                trace.note_boxes("focus", steps, shares[row : row + 1], [row if videos is None else int(videos[row])])
+        return peaks, _Plan(plan.candidates, plan.indices_BN, plan.actions_BN4, plan.context_BH, peaks[:, -1])
+
+    def _first_exit(self, peaks_BTH: Tensor) -> Tensor:
+        """Logits (B, 1, C) after the glance."""
+        return self.glance_classifier.classify(peaks_BTH[:, -1:], self.glance_frames - 1)
+
+    @staticmethod
+    def _head_event(trace: Trace, classifier: RunningMaxClassifier, **count: Any) -> Any:
+        return trace.event("head", shape=(classifier.width + classifier.context,), **count)
+
+    # -- parts of both ---------------------------------------------------------------------------
+
+    def _features(self, glance: Tensor) -> _Glance:
+        maps, vectors = self._glance_features(glance)
+        return _Glance(maps, vectors, self.glance_classifier.accumulate(vectors))
+
+    def _glance_features(self, glance: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (B, T, D, h, w) and vectors (B, T, D) of the glance frames."""
+        x_N3HW = self.normalise(glance.flatten(0, 1))
+        maps = self.glance.features(resize(x_N3HW, self.glance_side, self.glance_resize))
+        maps_BTDHW = maps.unflatten(0, glance.shape[:2])
+        return maps_BTDHW, maps_BTDHW.mean((3, 4))
+
+    def _weights(self, vectors_BTD: Tensor) -> Tensor:
+        """Importance (B, T) of the glance frames."""
+        if self.temporal == "learned":
+            return self.temporal_policy(vectors_BTD)
+        return vectors_BTD.new_full(vectors_BTD.shape[:2], 1 / self.glance_frames, dtype=torch.float32)
+
+    def _actions(self, maps_BTDHW: Tensor) -> Tensor:
+        """Boxes (B, T, 4) of the glance frames."""
+        actions = self.spatial_policy(maps_BTDHW)
+        return actions if self.deformable else self._unstretched(actions)
+
+    def _unstretched(self, places: Tensor) -> Tensor:
+        """Boxes (..., 4) of P x P pixels at the places (..., 2)."""
+        return torch.cat((places, torch.full_like(places, unstretched(self.stretch))), dim=-1)
+
+
+def _pick(x_BM: Tensor, indices_BN: Tensor) -> Tensor:
+    """Each video's own entries: (B, M, ...) to (B, N, ...)."""
+    return x_BM[torch.arange(len(x_BM), device=x_BM.device)[:, None], indices_BN]
+
+
+def _heads(state: Mapping[str, Tensor], prefix: str) -> int:
+    return sum(key.startswith(f"{prefix}heads.") and key.endswith(".weight") for key in state)
