@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.contract import below
-from harness.errors import BenchError, CheckpointError
+from harness.errors import BenchError, CheckpointError, UsageError
 from harness.records import SCHEMA_VERSION, file_hash, write_atomically, write_json
 from harness.settings import plain
 
@@ -70,6 +70,35 @@ def load_state(work_dir: Path | str, key: str) -> dict[str, Tensor]:
     return load_file(path)
 
 
+def located(checkpoint: Path) -> tuple[Path, dict[str, Any]]:
+    """Weights file and description of the artifact in the folder `checkpoint`, or around that file.
+
+    Raises:
+        BenchError: There is no artifact of this project.
+        UsageError: Another file of an artifact's folder was named.
+        CheckpointError: The weights were changed.
+    """
+    target = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    weights, described = target / "model.safetensors", target / "artifact.json"
+    if not described.exists() or not weights.exists():
+        raise BenchError(
+            f"{checkpoint} is not an artifact of this project (model.safetensors beside artifact.json); "
+            "an authors' file is turned into one by `bench.py convert`"
+        )
+    description: dict[str, Any] = json.loads(described.read_text())
+    if not checkpoint.is_dir() and checkpoint.name not in (weights.name, described.name):
+        raise UsageError(f"{checkpoint} is not the weights file of the artifact beside it; name {weights}")
+    if file_hash(weights) != description["weights"]["sha256"]:
+        raise CheckpointError(f"{weights} was changed after it was written; train or convert it again")
+    return weights, description
+
+
+def size_of(description: Mapping[str, Any]) -> str:
+    """tiny or paper."""
+    size: str | None = description.get("size")
+    return size or ("tiny" if description["settings"].get("resolution", 224) < 200 else "paper")
+
+
 def read_weights(path: Path | str) -> dict[str, Tensor]:
     """Tensors of a weights file: .safetensors, or a torch file of tensors only (never unpickles code)."""
     import pickle
@@ -87,7 +116,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a file of plain tensors: {reason}") from None
-    state = value.get("state_dict", value) if isinstance(value, Mapping) else None
+    state = value.get("state_dict", value.get("model_state", value)) if isinstance(value, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise CheckpointError(f"{path} does not hold a state dict of tensors")
     return dict(state)

@@ -1,10 +1,11 @@
-"""The 2D networks that methods are built of, behind one face: feature map, pooled vector, width, stride.
+"""The networks that methods are built of, behind one face: feature map, pooled vector, width, stride.
 
     net = build_backbone("resnet50")
     net(frames)            # (N, 2048), global average
     net.features(frames)   # (N, 2048, h, w), sides divided by net.stride
 
-`restiny` and `mbtiny` are made for two CPU cores and the embedded sets; the others are torchvision's.
+`restiny` and `mbtiny` are made for two CPU cores and the embedded sets; the others are torchvision's. Those
+that convolve over time too stand in `harness.layers.x3d`.
 None has a classifier: heads belong to the method. Weights come from the harness (`InitFrom`), which
 reads files named in `IMAGENET_FILES` through `imagenet_state`; nothing is downloaded.
 """
@@ -27,8 +28,13 @@ IMAGENET_FILES: Mapping[str, tuple[str, ...]] = {
     "resnet34": ("resnet34-b627a593.pth", "resnet34-333f7ec4.pth"),
     "resnet50": ("resnet50-0676ba61.pth", "resnet50-19c8e357.pth", "resnet50-11ad3fa6.pth"),
     "mobilenet_v2": ("mobilenet_v2-b0353104.pth", "mobilenetv2_1.0-f2a8633.pth.tar", "mobilenet_v2-7ebf99e0.pth"),
+    "x3d_s": ("x3d_s.pyth",),
+    "x3d_l": ("x3d_l.pyth",),
+    "x3d_s-head": ("x3d_s.pyth",),
+    "x3d_l-head": ("x3d_l.pyth",),
 }
-"""Names looked for in `--weights-dir`, in this order: the weights the papers start from come first."""
+"""Names looked for in `--weights-dir`, in this order: the weights the papers start from come first. X3D's are
+trained on Kinetics-400; `-head` is its classifier, for methods that start from that too."""
 
 TINY = ("restiny", "mbtiny")
 """Backbones whose pre-training is the stills of an embedded set."""
@@ -94,18 +100,25 @@ def build_backbone(name: str, *, shift: bool = False) -> Backbone:
 
 
 def imagenet_state(name: str, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The backbone's own state dict out of an ImageNet checkpoint, without its classifier.
+    """The backbone's own state dict out of a published checkpoint, without its classifier.
 
     Args:
         name: A key of `IMAGENET_FILES`.
         checkpoint: Content of one of those files (torchvision's names; for MobileNetV2 also the flat
-            names of the TSM authors' file, bare or under `state_dict`).
+            names of the TSM authors' file, bare or under `state_dict`; for X3D SlowFast's, bare or under
+            `model_state`).
 
     Raises:
         CheckpointError: Tensors are missing, left over or of another shape.
     """
-    state = dict(checkpoint.get("state_dict", checkpoint))
+    state = dict(checkpoint.get("state_dict", checkpoint.get("model_state", checkpoint)))
     state = {k.removeprefix("module."): v for k, v in state.items()}
+    if name.startswith("x3d"):
+        from harness.layers.x3d import from_slowfast, slowfast_head
+
+        if name.endswith("-head"):
+            return slowfast_head(state)
+        state = {ours: v for k, v in state.items() if (ours := from_slowfast(k)) is not None}
     if name == "mobilenet_v2":
         state = {re.sub(r"^features\.", "blocks.", k): v for k, v in mobilenet_from_flat(state).items()}
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
@@ -271,6 +284,20 @@ def _resnet(name: str) -> Callable[..., Backbone]:
     return lambda *, shift=False: ResNet(lambda: getattr(torchvision.models, name)(weights=None), shift=shift)
 
 
+def _over_time(name: str, cls: str, *args: Any) -> Callable[..., Backbone]:
+    """A network of `harness.layers.x3d`, imported when it is built (mmaction2 takes seconds)."""
+
+    def build(*, shift: bool = False) -> Backbone:
+        if shift:
+            raise UsageError(f"{name} convolves over time already; it takes no temporal shift")
+        from harness.layers import x3d
+
+        backbone: Backbone = getattr(x3d, cls)(*args)
+        return backbone
+
+    return build
+
+
 BACKBONES: Mapping[str, Callable[..., Backbone]] = {
     "restiny": ResTiny,
     "mbtiny": MBTiny,
@@ -278,4 +305,8 @@ BACKBONES: Mapping[str, Callable[..., Backbone]] = {
     "resnet18": _resnet("resnet18"),
     "resnet34": _resnet("resnet34"),
     "resnet50": _resnet("resnet50"),
+    "x3d_s": _over_time("x3d_s", "X3D", 2.2),
+    "x3d_l": _over_time("x3d_l", "X3D", 5.0),
+    "mbtiny3d": _over_time("mbtiny3d", "MBTiny3D"),
+    "restiny3d": _over_time("restiny3d", "ResTiny3D"),
 }
