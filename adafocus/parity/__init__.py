@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from harness.parity import ParityCase
+from harness.errors import UsageError
+from harness.parity import ParityCase, video
 from harness.recognizer import EfficientRecognizer
 
 Recognizer = TypeVar("Recognizer", bound=EfficientRecognizer)
@@ -39,3 +41,17 @@ def catch(seen: dict[str, Any], name: str, part: nn.Module) -> RemovableHandle:
 def to_numpy(outputs: Mapping[str, Tensor | None]) -> dict[str, Any]:
     """Tensors as arrays."""
     return {name: value.detach().numpy() for name, value in outputs.items() if value is not None}
+
+
+def two_clips(case: ParityCase) -> tuple[Tensor, Tensor]:
+    """The clips (B, T, 3, H, W) of a pair with two: `input` tells their shapes, the second's seed is the next."""
+    shapes = [
+        tuple(map(int, found)) for found in re.findall(r"\((\d+),(\d+)\*3,(\d+),(\d+)\)", case.spec["input"])
+    ]
+    if len(shapes) != 2:
+        raise UsageError(f"{case.name}: input {case.spec['input']!r} does not tell of two clips")
+    first, second = (
+        torch.from_numpy(video(case.spec["input_seed"] + offset, (batch, frames * 3, height, width)))
+        for offset, (batch, frames, height, width) in enumerate(shapes)
+    )
+    return first.unflatten(1, (-1, 3)), second.unflatten(1, (-1, 3))

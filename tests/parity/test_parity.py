@@ -1,4 +1,4 @@
-"""The authors' recorded outputs, met by this project's AdaFocus V2; and how pairs are compared.
+"""The authors' recorded outputs, met by this project's networks; and how pairs are compared.
 
 The pairs in `data` hold generated numbers: names, shapes, seeds and outputs.
 """
@@ -16,9 +16,10 @@ from harness.errors import UsageError
 from harness.parity import ParityCase, compare, fill, read_case, replay, run_parity, video
 
 DATA = Path(__file__).parent / "data"
+EVALUATIONS = sorted(path.stem for path in DATA.glob("*.npz") if not path.stem.startswith("train"))
 
 
-@pytest.mark.parametrize("name", ["v2_mbv2_p128", "v2_res50_p128"])
+@pytest.mark.parametrize("name", EVALUATIONS)
 def test_evaluation(name: str) -> None:
     (result,) = run_parity(DATA, [name])
     assert result.status == "pass", result.detail

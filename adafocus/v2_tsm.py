@@ -1,0 +1,394 @@
+"""AdaFocus V2 on TSM (CVPR 2022): temporally shifted networks, one patch place per video.
+
+For data sets where order matters (Something-Something, Jester). A light network glances at 8 frames and
+says once where a deep one looks closely, at 12 frames of its own.
+
+    bench.py run --methods adafocus-v2-tsm,tsm-plus,tsm --datasets glyphs-motion
+
+Shapes: B videos, T glance frames, S focus frames, N = B * T or B * S, D features, C classes, P the patch's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from adafocus.official import family_state, mobilenet, place, resnet, under
+from adafocus.parity.v2_tsm import v2_tsm_outputs
+from adafocus.policy import scattered
+from adafocus.tsm_net import TwoHeadNet
+from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
+from harness.errors import UsageError, unknown
+from harness.layers.crop import clip_patch_gradients, crop, crop_boxes
+from harness.layers.losses import every_step
+from harness.layers.precision import no_autocast
+from harness.layers.resize import resize
+from harness.official import Converted
+from harness.parity import ParityCase
+from harness.recognizer import Clips, EfficientRecognizer
+from harness.trace import Trace
+
+from mmaction.registry import MODELS
+
+CARD = {
+    "name": "adafocus-v2-tsm",
+    "class": "AdaFocusV2TSM",
+    "title": "AdaFocus V2 on TSM",
+    "paper": "AdaFocus V2: End-to-End Training of Spatial Dynamic Networks for Video Recognition (arXiv 2112.14238)",
+    "year": 2022,
+    "adapts": ["space"],
+    "fidelity": "A",
+    "source": "https://github.com/LeapLabTHU/AdaFocusV2",
+    "summary": "Networks with temporal shift; one patch place per video, learnt through bilinear sampling",
+    "version": 1,
+    "sizes": ["tiny", "paper"],
+    "knobs": {"patch_size": "train"},
+    "settings": {},
+    "variants": {
+        "tsm-plus": {
+            "title": "TSM+",
+            "adapts": [],
+            "fidelity": "R",
+            "summary": "AdaFocus V2-TSM's two networks on whole frames, 8 + 8, without policy",
+            "knobs": {},
+            "settings": {"patch_policy": "whole", "focus_frames": 8},
+        },
+    },
+}
+
+POLICIES = ("learned", "random", "centre", "whole")
+
+TINY_DEPARTURES = (
+    "small networks",
+    "AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD, cosine, clipping at 20)",
+)
+LEARNED_DEPARTURES = (
+    "each video's gradient to the policy is scaled down to the batch's median norm (paper: not clipped)",
+    "the policy starts at the frame's centre (paper: random initial weights)",
+)
+
+
+class ClipPolicy(nn.Module):
+    """Where to look in a whole clip: a 1x1 convolution over all frames' channels, three linear layers, (a_y, a_x).
+
+    Args:
+        channels_in: T * D, the maps of all glance frames stacked.
+        side: Height and width of the glance map.
+        channels: Of the 1x1 convolution.
+        hidden: Width of the first linear layer; the second has half of it.
+        centred: Start near (0.5, 0.5).
+
+    Source: adafocus.md 7.
+    """
+
+    def __init__(self, channels_in: int, side: int, channels: int, hidden: int, *, centred: bool = False) -> None:
+        super().__init__()
+        last = nn.Linear(hidden // 2, 2)
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels_in, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(channels * side * side, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.Tanh(),
+            nn.Linear(hidden, hidden // 2),
+            nn.BatchNorm1d(hidden // 2),
+            nn.Tanh(),
+            last,
+        )
+        if centred:
+            nn.init.normal_(last.weight, std=0.01)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, maps_BEHW: Tensor) -> Tensor:
+        """Actions (B, 2) in [0, 1] from the stacked maps (B, T * D, h, w), in the weights' precision."""
+        with no_autocast(maps_BEHW):
+            return torch.sigmoid(self.layers(maps_BEHW.to(next(self.parameters()).dtype)))
+
+
+@MODELS.register_module()
+class AdaFocusV2TSM(EfficientRecognizer):
+    """AdaFocus V2 on TSM; with `patch_policy="whole"` TSM+, the ensemble of both networks on whole frames.
+
+    Args:
+        num_classes: C.
+        frames: T, frames glanced at.
+        focus_frames: S, frames looked at closely, sampled on their own.
+        patch_size: P in pixels; `whole` takes the frame's side.
+        glance: Backbone that sees whole frames.
+        glance_side: Side in pixels at which it sees them; None for full resolution.
+        glance_resize: How frames get there, see `resize`.
+        focus: Backbone that sees the patches.
+        patch_policy: `learned`; `random`, `centre` and `whole` (frames uncut) are references without
+            policy network.
+        policy_channels, policy_hidden, policy_centred: See ClipPolicy.
+        stop_gradient: The policy does not train the glance network through its input.
+        patch_grad_clip: Scale each video's gradient at the patch place down to the batch's median norm.
+        random_pass: Train the focus network on random patches too (the paper's diversity augmentation).
+        dropout: Before the heads.
+        aux_loss: Auxiliary losses on the `video`'s mean logits (the code) or per `frame`.
+        align_crops: Glance and focus frames share the random crop in training. Off, as in the code: the
+            authors crop both clips on their own, so in training the box is off by the crops' difference.
+
+    Source: paper section 4.3; adafocus.md 7 and 11.3 for what only the code says.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        frames: int = 8,
+        focus_frames: int = 12,
+        patch_size: int = 128,
+        glance: str = "mobilenet_v2",
+        glance_side: int | None = None,
+        glance_resize: str = "bilinear",
+        focus: str = "resnet50",
+        patch_policy: str = "learned",
+        policy_channels: int = 64,
+        policy_hidden: int = 1024,
+        policy_centred: bool = False,
+        stop_gradient: bool = True,
+        patch_grad_clip: bool = False,
+        random_pass: bool = True,
+        dropout: float = 0.5,
+        aux_loss: str = "video",
+        align_crops: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, **kwargs)
+        if patch_policy not in POLICIES:
+            raise unknown("patch_policy", patch_policy, POLICIES)
+        if aux_loss not in ("video", "frame"):
+            raise unknown("aux_loss", aux_loss, ("video", "frame"))
+        if patch_size > self.resolution:
+            raise UsageError(f"patch_size {patch_size} is larger than the frames of {self.resolution} px")
+        self.frames, self.focus_frames = frames, focus_frames
+        self.patch_size = self.resolution if patch_policy == "whole" else patch_size
+        self.patch_policy, self.patch_grad_clip = patch_policy, patch_grad_clip
+        self.stop_gradient, self.random_pass = stop_gradient, random_pass
+        self.glance_side, self.glance_resize = glance_side or self.resolution, glance_resize
+        self.aux_loss, self.align_crops = aux_loss, align_crops
+        self.glance = TwoHeadNet(glance, num_classes, dropout=dropout)
+        self.focus = TwoHeadNet(focus, num_classes, dropout=dropout)
+        if patch_policy == "learned":
+            side = -(-self.glance_side // self.glance.stride)
+            self.policy = ClipPolicy(
+                frames * self.glance.dim, side, policy_channels, policy_hidden, centred=policy_centred
+            )
+
+    # -- what it says of itself ------------------------------------------------------------------
+
+    @classmethod
+    def settings_for(cls, size: str, resolution: int) -> dict[str, Any]:
+        if size == "paper":
+            return {"patch_size": 128, "glance": "mobilenet_v2", "focus": "resnet50"}
+        return {
+            "patch_size": resolution // 2,
+            "glance": "mbtiny",
+            "glance_side": resolution // 4,
+            "glance_resize": "area",
+            "focus": "restiny",
+            "policy_channels": 16,
+            "policy_hidden": 64,
+            "policy_centred": True,
+            "patch_grad_clip": True,
+            "dropout": 0.2,
+            "align_crops": True,
+        }
+
+    def recipe(self, size: str) -> Sequence[Stage]:
+        init = (
+            InitFrom(f"pretrained:{self.glance.name}", into="glance.backbone"),
+            InitFrom(f"pretrained:{self.focus.name}", into="focus.backbone"),
+        )
+        learned = self.patch_policy == "learned"
+        if size == "paper":
+            groups = [ParamGroup(("glance",), lr_mult=0.5)] + ([ParamGroup(("policy",), lr_mult=0.01)] * learned)
+            return [
+                Stage(
+                    "main",
+                    epochs=50,
+                    batch_size=32,
+                    lr=0.01,
+                    weight_decay=5e-4,
+                    clip_grad=20.0,
+                    groups=tuple(groups),
+                    init=init,
+                )
+            ]
+        return [
+            tiny_stage(
+                "main",
+                epochs=12,
+                groups=(ParamGroup(("policy",), lr_mult=0.5),) if learned else (),
+                init=init,
+                departures=TINY_DEPARTURES + (LEARNED_DEPARTURES if learned else ()),
+            )
+        ]
+
+    def clip_requests(self, point: Mapping[str, Any] = EMPTY, *, stage: Stage | None = None) -> tuple[ClipRequest, ...]:
+        crops: Any = "shared" if self.align_crops else "own"
+        return (
+            ClipRequest(self.frames, "glance", short="first"),
+            ClipRequest(self.focus_frames, "focus", short="first", crop=crops),
+        )
+
+    @classmethod
+    def from_official(cls, content: Mapping[str, Any], **given: Any) -> Converted | None:
+        """Settings and state dict out of the authors' checkpoint; None for other methods' files.
+
+        `patch_size` and `focus_frames` stand in no tensor; they must be given where they are not 128 and 12.
+        Source: adafocus.md 13.
+        """
+        state = family_state(content)
+        if "policy_stn.10.weight" not in state or "global_CNN.new_new_fc.weight" not in state:
+            return None
+        placed = place(
+            state,
+            [
+                ("global_CNN.new_fc.", under("glance.head.")),
+                ("global_CNN.new_new_fc.", under("glance.aux_head.")),
+                ("local_CNN.new_fc.", under("focus.head.")),
+                ("local_CNN.new_new_fc.", under("focus.aux_head.")),
+                ("global_CNN.base_model.", mobilenet("glance.backbone.", state, "global_CNN.base_model.")),
+                ("local_CNN.base_model.", resnet("focus.backbone.")),
+                ("policy_stn.", under("policy.layers.")),
+            ],
+        )
+        convolution = placed.state["policy.layers.0.weight"]
+        settings = {
+            "num_classes": placed.state["glance.head.weight"].shape[0],
+            "frames": convolution.shape[1] // placed.state["glance.head.weight"].shape[1],
+            "focus_frames": 12,
+            "patch_size": 128,
+            "glance": "mobilenet_v2",
+            "focus": "resnet50",
+            "policy_channels": convolution.shape[0],
+            "policy_hidden": placed.state["policy.layers.4.weight"].shape[0],
+        }
+        return Converted("adafocus-v2-tsm", settings | given, placed.state, placed.unused, placed.unplaced)
+
+    @classmethod
+    def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:
+        """Outputs for a recorded pair of the authors (harness.parity); None where it is not V2-TSM's."""
+        return v2_tsm_outputs(cls, case)
+
+    # -- training --------------------------------------------------------------------------------
+
+    def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
+        """Cross entropies of both networks' sum and of each one's auxiliary head; see `losses`."""
+        clips = self.as_clips(inputs)
+        random_B2 = torch.rand(len(clips["glance"]), 2, device=clips["glance"].device)
+        glance, focus = self.normalise(clips["glance"]), self.normalise(clips["focus"])
+        return self.losses(glance, focus, self.labels(data_samples), random_B2)
+
+    def losses(
+        self, glance_BT3HW: Tensor, focus_BS3HW: Tensor, target_B: Tensor, random_B2: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses of normalised frames for given random patch places.
+
+        The sum's loss trains the two heads alone. The glance network learns from its auxiliary head, which has
+        weight 1; the focus network from its own with learned and random patches, half each; the policy from
+        the focus network's with learned patches.
+
+        Source: adafocus.md 7.
+        """
+        maps = self.glance.maps(self._shrink(glance_BT3HW.flatten(0, 1)), self.frames)
+        vectors = self.glance.vectors(maps)
+        glance_BC = self.glance.logits(vectors, self.frames)
+        losses = {"loss_glance": self._auxiliary_loss(self.glance.aux_logits(vectors, self.frames), target_B)}
+        passes = self._training_patches(maps, random_B2)
+        for name, actions in passes.items():
+            vectors = self.focus.vectors(self.focus.maps(self._patches(focus_BS3HW, actions), self.focus_frames))
+            logits = glance_BC + self.focus.logits(vectors, self.focus_frames)
+            auxiliary = self.focus.aux_logits(vectors, self.focus_frames)
+            losses[f"loss_{name}"] = cross_entropy(logits, target_B) / len(passes)
+            losses[f"loss_focus_{name}"] = self._auxiliary_loss(auxiliary, target_B) / len(passes)
+        return losses
+
+    def _training_patches(self, maps_NDHW: Tensor, random_B2: Tensor) -> dict[str, Tensor]:
+        """Actions (B, 2) of each pass of the focus network."""
+        if self.patch_policy == "random":
+            return {"random": random_B2}
+        if self.patch_policy != "learned":
+            return {self.patch_policy: torch.full_like(random_B2, 0.5)}
+        actions = self.policy(self._stacked(maps_NDHW.detach() if self.stop_gradient else maps_NDHW))
+        if self.patch_grad_clip:
+            actions = clip_patch_gradients(actions)
+        return {"learned": actions, "random": random_B2} if self.random_pass else {"learned": actions}
+
+    def _auxiliary_loss(self, logits_BTC: Tensor, target_B: Tensor) -> Tensor:
+        if self.aux_loss == "video":
+            return cross_entropy(logits_BTC.mean(1), target_B)
+        return every_step(logits_BTC, target_B)
+
+    # -- evaluation ------------------------------------------------------------------------------
+
+    def infer(
+        self,
+        clips: Clips,
+        point: Mapping[str, Any] = EMPTY,
+        *,
+        trace: Trace,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        side = self.glance_side
+        with trace.event("glance", shape=(3, side, side), variant=self.glance.name, rows=self.frames):
+            maps = self.glance.maps(self._shrink(self.normalise(clips["glance"].flatten(0, 1))), self.frames)
+            glance_ND = self.glance.vectors(maps)
+        if self.patch_policy == "learned":
+            stacked = self._stacked(maps)
+            with trace.event("policy", shape=stacked.shape[1:]):
+                actions = self.policy(stacked)
+        else:
+            actions = self._fixed_patches(clips["focus"], generator)
+        size = self.patch_size
+        with trace.event("focus", shape=(3, size, size), variant=self.focus.name, rows=self.focus_frames):
+            patches = self._patches(self.normalise(clips["focus"]), actions.to(maps.dtype))
+            focus_ND = self.focus.vectors(self.focus.maps(patches, self.focus_frames))
+        if trace.details and self.patch_policy != "whole":
+            boxes = crop_boxes(actions, size, self.resolution)
+            steps = range(self.focus_frames)
+            trace.note_boxes("focus", steps, boxes[:, None].expand(-1, self.focus_frames, -1))
+        if trace.training_parts:
+            self._auxiliary(glance_ND, focus_ND, trace)
+        with trace.event("glance head", shape=glance_ND.shape[1:], rows=self.frames):
+            logits = self.glance.logits(glance_ND, self.frames)
+        with trace.event("focus head", shape=focus_ND.shape[1:], rows=self.focus_frames):
+            return logits + self.focus.logits(focus_ND, self.focus_frames)
+
+    def _auxiliary(self, glance_ND: Tensor, focus_ND: Tensor, trace: Trace) -> None:
+        with trace.event("glance head", shape=glance_ND.shape[1:], rows=self.frames, training_only=True):
+            self.glance.aux_logits(glance_ND, self.frames)
+        with trace.event("focus head", shape=focus_ND.shape[1:], rows=self.focus_frames, training_only=True):
+            self.focus.aux_logits(focus_ND, self.focus_frames)
+
+    def _fixed_patches(self, clip_BS3HW: Tensor, generator: torch.Generator | None) -> Tensor:
+        batch, device = len(clip_BS3HW), clip_BS3HW.device
+        if self.patch_policy != "random":
+            return torch.full((batch, 2), 0.5, device=device)
+        if generator is None:
+            return scattered(clip_BS3HW[:, :1])[:, 0]
+        return torch.rand(batch, 2, generator=generator, device=generator.device).to(device)
+
+    def _patches(self, clip_BS3HW: Tensor, actions_B2: Tensor) -> Tensor:
+        """The same place of all frames of a video, (B * S, 3, P, P)."""
+        x_N3HW = clip_BS3HW.flatten(0, 1)
+        if self.patch_policy == "whole":
+            return x_N3HW
+        return crop(x_N3HW, actions_B2.repeat_interleave(clip_BS3HW.shape[1], 0), self.patch_size)
+
+    def _stacked(self, maps_NDHW: Tensor) -> Tensor:
+        """The maps of a clip's frames, on top of each other: (B, T * D, h, w)."""
+        return maps_NDHW.unflatten(0, (-1, self.frames)).flatten(1, 2)
+
+    def _shrink(self, x_N3HW: Tensor) -> Tensor:
+        """Frames as the glance network sees them."""
+        return resize(x_N3HW, self.glance_side, self.glance_resize)
