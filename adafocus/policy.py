@@ -1,4 +1,4 @@
-"""Where AdaFocus V2 looks: the policy network, and places that need none.
+"""Where AdaFocus looks: the policy networks of V2 and V1, and places that need none.
 
 Shapes: B videos, T frames, D channels, H hidden units.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from harness.layers.ppo import ActorCritic
 from harness.layers.precision import no_autocast
 
 
@@ -51,6 +52,36 @@ class PatchPolicy(nn.Module):
             codes_BTH = self.encoder(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
             out, state_1BH = self.gru(codes_BTH, state_1BH)
             return torch.sigmoid(self.fc(out)), state_1BH
+
+
+def grid_policy(dim: int, side: int, channels: int, hidden: int, actions: int) -> ActorCritic:
+    """V1's actor-critic: per frame a 1x1 convolution without batch norm and a linear layer, then a GRU.
+
+    Args:
+        dim: Channels of the glance map.
+        side: Height and width of the glance map.
+        channels: Of the 1x1 convolution.
+        hidden: Width of the linear layer and the GRU.
+        actions: Number of choices.
+
+    Source: AdaFocus V1 section 3.2; adafocus.md 2.1.
+    """
+    encoder = nn.Sequential(
+        nn.Conv2d(dim, channels, 1, bias=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(channels * side * side, hidden),
+        nn.ReLU(),
+    )
+    return ActorCritic(encoder, hidden, hidden, actions)
+
+
+def cell_places(cells: Tensor, grid: int) -> Tensor:
+    """Places (..., 2) in {0, 1 / (grid - 1), ..., 1}^2 of the cells (...), counted row by row.
+
+    Source: AdaFocus V1, its code (adafocus.md 2.2).
+    """
+    return torch.stack((cells // grid, cells % grid), dim=-1) / (grid - 1)
 
 
 def scattered(x_BT3HW: Tensor) -> Tensor:

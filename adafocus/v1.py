@@ -1,0 +1,532 @@
+"""AdaFocus V1 (ICCV 2021): a policy learnt by reinforcement says where a deep network looks in each frame.
+
+The policy sees only the light network's maps, so all places are known before the first patch is cut out,
+and all patches go through the deep network as one batch. V1+ has a second policy, which says whether a
+frame deserves a patch at all; where it does not, none is computed.
+
+    bench.py run --methods adafocus-v1,adafocus-v1-plus --datasets glyphs
+
+Shapes: B videos, T frames, N = B * T, D features, A cells of the grid, C classes, P the patch's side.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from torch.nn import functional as F
+
+from adafocus.official import family_state, place, resnet, substitute, under
+from adafocus.parity.v1 import v1_outputs
+from adafocus.policy import cell_places, grid_policy, scattered
+from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
+from harness.errors import CheckpointError, UsageError, unknown
+from harness.layers.backbones import build_backbone
+from harness.layers.crop import crop_boxes, hard_crop
+from harness.layers.gumbel import decide
+from harness.layers.losses import every_step
+from harness.layers.ppo import discounted_returns, normalised, ppo_losses
+from harness.layers.recurrent import RecurrentClassifier
+from harness.layers.resize import resize
+from harness.official import Converted
+from harness.parity import ParityCase
+from harness.recognizer import Clips, EfficientRecognizer
+from harness.trace import Trace
+
+from mmaction.registry import MODELS
+
+CARD = {
+    "name": "adafocus-v1",
+    "class": "AdaFocusV1",
+    "title": "AdaFocus V1",
+    "paper": "Adaptive Focus for Efficient Video Recognition (arXiv 2105.03245)",
+    "year": 2021,
+    "adapts": ["space"],
+    "fidelity": "A",
+    "source": "https://github.com/blackfeather-wang/AdaFocus",
+    "summary": "A patch per frame, placed on a grid by a recurrent policy that learns by reinforcement (PPO)",
+    "version": 1,
+    "sizes": ["tiny", "paper"],
+    "knobs": {"patch_size": "train", "grid": "train", "patches": "test"},
+    "settings": {},
+    "variants": {
+        "adafocus-v1-plus": {
+            "title": "AdaFocus V1+ (reconstruction)",
+            "adapts": ["space", "time"],
+            "fidelity": "C",
+            "summary": "AdaFocus V1 with a second policy that skips frames; rebuilt, as its authors released none",
+            "knobs": {"patch_size": "train", "grid": "train", "skip_cost": "train", "patches": "test"},
+            "settings": {"skip": True},
+        },
+    },
+}
+
+PHASES = ("glance", "focus", "random", "policy", "finetune", "skip")
+REWARDS = ("random", "prev", "conf", "padding")
+PATCHES = ("learned", "random", "centre")
+_PLUS = ("skip", "skip_cost")
+
+
+@dataclass
+class _State:
+    """What online work carries from frame to frame."""
+
+    policy_1BH: Tensor | None = None
+    skip_1BH: Tensor | None = None
+    classifier_BH: Tensor | None = None
+
+
+@MODELS.register_module()
+class AdaFocusV1(EfficientRecognizer):
+    """AdaFocus V1 and, with `skip`, V1+.
+
+    Where code and paper disagree, the code is followed: stochastic gradient descent without Nesterov's
+    momentum (paper: with), and in the last stage only the classifier is fine-tuned (as in V1's appendix;
+    V2's Table 1 says the focus network too).
+
+    Args:
+        num_classes: C.
+        frames: T.
+        patch_size: P in pixels.
+        glance: Backbone that sees whole frames.
+        glance_side: Side in pixels at which it sees them; None for full resolution.
+        glance_resize: How frames get there, see `resize`.
+        focus: Backbone that sees the patches.
+        grid: Places per axis, from border to border.
+        policy_channels, policy_hidden: Width of the policy's 1x1 convolution, and of its linear layer and GRU.
+        classifier_hidden, dropout: Of the GRU classifier.
+        head_dropout: Dropout before `glance_head`; both heads serve only to train the backbones.
+        reward: What a patch is worth; p is the classifier's probability of the true class. `random`: p minus
+            what a random patch would have given; `prev`: p minus that of the step before; `conf`: p;
+            `padding`: p minus what a patch of zero features would have given.
+        gamma: Discount of later rewards.
+        entropy_weight: Of the bonus for an undecided policy.
+        samples: Trajectories drawn per video and update.
+        skip: Have the second policy (V1+).
+        skip_cost: What a patch costs, as a probability: it is worth keeping where it raises p by more.
+
+    Source: paper section 3 and appendix; adafocus.md 2 for what only the code says, 4 for V1+.
+    """
+
+    online = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        frames: int = 16,
+        patch_size: int = 128,
+        glance: str = "mobilenet_v2",
+        glance_side: int | None = None,
+        glance_resize: str = "nearest",
+        focus: str = "resnet50",
+        grid: int = 7,
+        policy_channels: int = 32,
+        policy_hidden: int = 1024,
+        classifier_hidden: int = 1024,
+        dropout: float = 0.8,
+        head_dropout: float = 0.2,
+        reward: str = "random",
+        gamma: float = 0.7,
+        entropy_weight: float = 0.01,
+        samples: int = 1,
+        skip: bool = False,
+        skip_cost: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, **kwargs)
+        if reward not in REWARDS:
+            raise unknown("reward", reward, REWARDS)
+        if patch_size > self.resolution:
+            raise UsageError(f"patch_size {patch_size} is larger than the frames of {self.resolution} px")
+        if grid < 2 or samples < 1:
+            raise UsageError(f"grid must be at least 2 and samples at least 1, not {grid} and {samples}")
+        values = locals()
+        self.given = {name: values[name] for name in _defaults()}
+        self.frames, self.patch_size, self.grid = frames, patch_size, grid
+        self.glance_side, self.glance_resize = glance_side or self.resolution, glance_resize
+        self.glance_name, self.focus_name = glance, focus
+        self.reward, self.gamma, self.entropy_weight, self.samples = reward, gamma, entropy_weight, samples
+        self.skip_cost = skip_cost
+
+        self.glance = build_backbone(glance)
+        self.focus = build_backbone(focus)
+        self.glance_head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.glance.dim, num_classes))
+        self.focus_head = nn.Linear(self.focus.dim, num_classes)
+        side = -(-self.glance_side // self.glance.stride)
+        self.policy = grid_policy(self.glance.dim, side, policy_channels, policy_hidden, grid * grid)
+        self.skip_policy = grid_policy(self.glance.dim, side, policy_channels, policy_hidden, 2) if skip else None
+        dim = self.glance.dim + self.focus.dim
+        self.classifier = RecurrentClassifier(dim, num_classes, hidden=classifier_hidden, dropout=dropout)
+
+    # -- what it says of itself ------------------------------------------------------------------
+
+    @classmethod
+    def settings_for(cls, size: str, resolution: int) -> dict[str, Any]:
+        if size == "paper":
+            return {"frames": 16, "patch_size": 128, "glance": "mobilenet_v2", "focus": "resnet50"}
+        return {
+            "frames": 8,
+            "patch_size": resolution // 2,
+            "glance": "mbtiny",
+            "glance_side": resolution // 4,
+            "glance_resize": "area",
+            "focus": "restiny",
+            "policy_channels": 16,
+            "policy_hidden": 64,
+            "classifier_hidden": 128,
+            "dropout": 0.2,
+        }
+
+    def recipe(self, size: str) -> Sequence[Stage]:
+        paper = size == "paper"
+        if self.skip_policy is not None:
+            phase: dict[str, Any] = {
+                "trained": ("skip_policy",),
+                "settings": {"phase": "skip"},
+                "init": self._from_v1(size),
+            }
+            if paper:
+                return [Stage("skip", **phase, **_paper_schedules()["policy"] | {"epochs": 10})]
+            return [tiny_stage("skip", **phase, **_tiny_schedules()["policy"] | {"epochs": 10})]
+        glance = InitFrom(f"pretrained:{self.glance_name}", into="glance")
+        focus = InitFrom(f"pretrained:{self.focus_name}", into="focus")
+        parts: dict[str, dict[str, Any]] = {
+            "glance": {"trained": ("glance", "glance_head"), "init": (glance,)},
+            "focus": {"trained": ("focus", "focus_head"), "init": (focus,)},
+            "random": {
+                "trained": ("focus", "classifier"),
+                "init": (InitFrom("stage:glance"), *(InitFrom("stage:focus", p, p) for p in ("focus", "focus_head"))),
+            },
+            "policy": {"trained": ("policy",), "init": (InitFrom("stage:random"),)},
+            "finetune": {"trained": ("classifier",), "init": (InitFrom("stage:policy"),)},
+        }
+        schedules = _paper_schedules() if paper else _tiny_schedules()
+        make = Stage if paper else tiny_stage
+        return [make(n, settings={"phase": n}, **part, **schedules[n]) for n, part in parts.items()]
+
+    def _from_v1(self, size: str) -> tuple[InitFrom, ...]:
+        """V1's artifact, trained with what of our settings is not V1's default at this size."""
+        usual = _defaults() | self.settings_for(size, self.resolution)
+        changed = {n: v for n, v in self.given.items() if n not in _PLUS and v != usual[n]}
+        parts = ("glance", "glance_head", "focus", "focus_head", "policy", "classifier")
+        return tuple(InitFrom("method:adafocus-v1", part, part, changed) for part in parts)
+
+    def clip_requests(self, point: Mapping[str, Any] = EMPTY, *, stage: Stage | None = None) -> tuple[ClipRequest, ...]:
+        return (ClipRequest(self.frames),)
+
+    def operating_points(self, budgets: Sequence[float] = ()) -> Sequence[OperatingPoint]:
+        """The default; and the same weights with patches that need no policy."""
+        return [OperatingPoint("full"), *(OperatingPoint(f"patches={p}", {"patches": p}) for p in PATCHES[1:])]
+
+    @classmethod
+    def from_official(cls, content: Mapping[str, Any], **given: Any) -> Converted | None:
+        """Settings and state dict out of the authors' checkpoint; None for other methods' files.
+
+        `patch_size` and `frames` stand in no tensor; they must be given where they are not 128 and 16.
+        The acting copies `policy_old` are left where they equal the policy.
+
+        Raises:
+            CheckpointError: The file is of the first stage and has no policy, or its two policies differ.
+
+        Source: adafocus.md 13.
+        """
+        state = family_state(content)
+        if "fc.gru.weight_ih_l0" not in state:
+            return None
+        if "policy.gru.weight_ih_l0" not in state:
+            raise CheckpointError("the checkpoint of AdaFocus V1 has no policy: it is one of stage 1; use stage 2 or 3")
+        placed = place(
+            {n: v for n, v in state.items() if not _copy_of_policy(n, state)},
+            [
+                ("glancer.net.features.", under("glance.blocks.")),
+                ("glancer.net.classifier.", under("glance_head.")),
+                ("focuser.net.fc.", under("focus_head.")),
+                ("focuser.net.", resnet("focus.")),
+                ("fc.", under("classifier.")),
+                ("policy.", substitute(r"^(?:state_(encoder)|(gru)\b|(actor|critic)\.0)\.", r"policy.\1\2\3.")),
+            ],
+        )
+        found = placed.state
+        settings = {
+            "num_classes": found["classifier.fc.weight"].shape[0],
+            "frames": 16,
+            "patch_size": 128,
+            "glance": "mobilenet_v2",
+            "focus": "resnet50",
+            "grid": round(found["policy.actor.weight"].shape[0] ** 0.5),
+            "policy_channels": found["policy.encoder.0.weight"].shape[0],
+            "policy_hidden": found["policy.gru.weight_hh_l0"].shape[1],
+            "classifier_hidden": found["classifier.fc.weight"].shape[1],
+        }
+        return Converted("adafocus-v1", settings | given, found, placed.unused, placed.unplaced)
+
+    @classmethod
+    def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:
+        """Outputs for a recorded pair of the authors (harness.parity); None where it is not V1's."""
+        return v1_outputs(cls, case)
+
+    # -- training --------------------------------------------------------------------------------
+
+    def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
+        """The losses of the stage's phase (its setting `phase`; `random` where there is no stage).
+
+        Glance and focus: cross entropy on the mean of whole frames' logits. Random and finetune: cross
+        entropy at every step, with random patches or the policy's. Policy and skip: PPO.
+
+        Source: adafocus.md 2.3, 2.4; 4 for skip.
+        """
+        phase = "random" if self.stage is None else self.stage.settings.get("phase", "random")
+        x_BT3HW, target_B = self.normalise(self.as_clips(inputs)["frames"]), self.labels(data_samples)
+        if phase == "glance":
+            logits = self.glance_head(self.glance(self._shrink(x_BT3HW.flatten(0, 1))))
+            return {"loss_glance": F.cross_entropy(logits.unflatten(0, x_BT3HW.shape[:2]).mean(1), target_B)}
+        if phase == "focus":
+            logits = self.focus_head(self.focus(x_BT3HW.flatten(0, 1)))
+            return {"loss_focus": F.cross_entropy(logits.unflatten(0, x_BT3HW.shape[:2]).mean(1), target_B)}
+        with torch.no_grad():
+            maps_BTDHW = self.glance.features(self._shrink(x_BT3HW.flatten(0, 1))).unflatten(0, x_BT3HW.shape[:2])
+        glance_BTD = maps_BTDHW.mean((3, 4))
+        if phase == "policy":
+            return self._policy_losses(x_BT3HW, maps_BTDHW, glance_BTD, target_B)
+        if phase == "skip":
+            return self._skip_losses(x_BT3HW, maps_BTDHW, glance_BTD, target_B)
+        if phase not in PHASES:
+            raise unknown("phase", phase, PHASES)
+        if phase == "random":
+            focus_BTD = self._look(x_BT3HW, torch.rand(*x_BT3HW.shape[:2], 2, device=x_BT3HW.device))
+        else:
+            with torch.no_grad():
+                focus_BTD = self._look(x_BT3HW, cell_places(self.policy.act(maps_BTDHW)[0].argmax(-1), self.grid))
+        return {"loss_steps": every_step(self.classifier(torch.cat((glance_BTD, focus_BTD), dim=2)), target_B)}
+
+    def _policy_losses(
+        self, x_BT3HW: Tensor, maps_BTDHW: Tensor, glance_BTD: Tensor, target_B: Tensor
+    ) -> dict[str, Tensor]:
+        """PPO on sampled cells. A batch gets one update, so the policy that acts is the one that is trained."""
+        out_BTA, value_BT, _ = self.policy(maps_BTDHW)
+        acts = Categorical(logits=out_BTA)
+        cells_SBT = acts.sample(torch.Size((self.samples,)))
+        with torch.no_grad():
+            rewards_SBT = torch.stack([self._rewards(x_BT3HW, glance_BTD, cells, target_B) for cells in cells_SBT])
+        return self._ppo(acts, cells_SBT, value_BT, rewards_SBT)
+
+    def _rewards(self, x_BT3HW: Tensor, glance_BTD: Tensor, cells_BT: Tensor, target_B: Tensor) -> Tensor:
+        """What each patch of the trajectory is worth (B, T)."""
+        focus_BTD = self._look(x_BT3HW, cell_places(cells_BT, self.grid))
+        states_BTH = self.classifier.roll(torch.cat((glance_BTD, focus_BTD), dim=2))
+        got_BT = self._truth(states_BTH, target_B)
+        if self.reward == "conf":
+            return got_BT
+        if self.reward == "prev":
+            return got_BT - F.pad(got_BT, (1, 0))[:, :-1]
+        other_BTD = torch.zeros_like(focus_BTD)
+        if self.reward == "random":
+            other_BTD = self._look(x_BT3HW, torch.rand(*x_BT3HW.shape[:2], 2, device=x_BT3HW.device))
+        return got_BT - self._would_be(glance_BTD, other_BTD, self.classifier.before(states_BTH), target_B)
+
+    def _skip_losses(
+        self, x_BT3HW: Tensor, maps_BTDHW: Tensor, glance_BTD: Tensor, target_B: Tensor
+    ) -> dict[str, Tensor]:
+        """PPO on sampled decisions: a kept patch is worth what it adds to the true class, minus its cost."""
+        assert self.skip_policy is not None
+        out_BT2, value_BT, _ = self.skip_policy(maps_BTDHW)
+        acts = Categorical(logits=out_BT2)
+        keep_SBT = acts.sample(torch.Size((self.samples,)))
+        with torch.no_grad():
+            focus_BTD = self._look(x_BT3HW, cell_places(self.policy.act(maps_BTDHW)[0].argmax(-1), self.grid))
+            rewards = []
+            for keep_BT in keep_SBT:
+                features_BTD = torch.cat((glance_BTD, focus_BTD * keep_BT[..., None]), dim=2)
+                before_BTH = self.classifier.before(self.classifier.roll(features_BTD))
+                seen_BT = self._would_be(glance_BTD, focus_BTD, before_BTH, target_B)
+                unseen_BT = self._would_be(glance_BTD, torch.zeros_like(focus_BTD), before_BTH, target_B)
+                rewards.append(keep_BT * (seen_BT - unseen_BT - self.skip_cost))
+        return self._ppo(acts, keep_SBT, value_BT, torch.stack(rewards)) | {"kept": keep_SBT.float().mean()}
+
+    def _ppo(self, acts: Categorical, taken_SBT: Tensor, value_BT: Tensor, rewards_SBT: Tensor) -> dict[str, Tensor]:
+        returns_TSB = normalised(discounted_returns(rewards_SBT.permute(2, 0, 1), self.gamma))
+        log_probs_SBT = acts.log_prob(taken_SBT)
+        losses = ppo_losses(
+            log_probs_SBT,
+            log_probs_SBT,
+            value_BT.expand_as(rewards_SBT),
+            returns_TSB.permute(1, 2, 0),
+            acts.entropy(),
+            entropy_weight=self.entropy_weight,
+        )
+        return losses | {"reward": rewards_SBT.mean()}
+
+    def _would_be(self, glance_BTD: Tensor, focus_BTD: Tensor, before_BTH: Tensor, target_B: Tensor) -> Tensor:
+        """Probability of the true class (B, T) if these features came after the states `before_BTH`."""
+        features_N1D = torch.cat((glance_BTD, focus_BTD), dim=2).flatten(0, 1)[:, None]
+        states_N1H = self.classifier.roll(features_N1D, before_BTH.flatten(0, 1))
+        return self._truth(states_N1H[:, 0].unflatten(0, glance_BTD.shape[:2]), target_B)
+
+    def _truth(self, states_BTH: Tensor, target_B: Tensor) -> Tensor:
+        """Probability of the true class at each step (B, T)."""
+        scores_BTC = self.classifier.classify(states_BTH).float().softmax(-1)
+        return scores_BTC.gather(2, target_B[:, None, None].expand(-1, states_BTH.shape[1], 1))[..., 0]
+
+    def _look(self, x_BT3HW: Tensor, actions_BT2: Tensor) -> Tensor:
+        """Features (B, T, D) of one patch per frame."""
+        patches = hard_crop(x_BT3HW.flatten(0, 1), actions_BT2.flatten(0, 1), self.patch_size)
+        return self.focus(patches).unflatten(0, x_BT3HW.shape[:2])
+
+    def _shrink(self, x_N3HW: Tensor) -> Tensor:
+        """Frames as the glance network sees them."""
+        return resize(x_N3HW, self.glance_side, self.glance_resize)
+
+    # -- evaluation ------------------------------------------------------------------------------
+
+    def infer(
+        self,
+        clips: Clips,
+        point: Mapping[str, Any] = EMPTY,
+        *,
+        trace: Trace,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Logits (B, C) after the last frame.
+
+        `point` may hold `patches`: `random` and `centre` look there and run no policy. With a `generator`
+        cells, random places and decisions to skip are drawn.
+        """
+        return self._process(clips["frames"], _State(), point, trace, generator)[0]
+
+    def step(self, frame: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        return self._process(frame[:, None], state or _State(), EMPTY, Trace(len(frame)), None)
+
+    def _process(
+        self,
+        frames: Tensor,
+        state: _State,
+        point: Mapping[str, Any],
+        trace: Trace,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, _State]:
+        """All of `frames` (B, t, 3, H, W) after those that `state` knows; logits (B, C) and the state afterwards."""
+        steps = frames.shape[1]
+        with trace.event("glance", shape=(3, *2 * (self.glance_side,)), variant=self.glance_name, rows=steps):
+            x_N3HW = self.normalise(frames.flatten(0, 1))
+            maps = self.glance.features(self._shrink(x_N3HW))
+            glance_BTD = maps.mean((2, 3)).unflatten(0, frames.shape[:2])
+        maps_BTDHW = maps.unflatten(0, frames.shape[:2])
+        actions_BT2, policy_state = self._places(frames, maps_BTDHW, state, point, trace, generator)
+        keep_BT, skip_state = self._kept(maps_BTDHW, state, trace, generator)
+        if keep_BT is None:
+            with trace.event("focus", shape=(3, *2 * (self.patch_size,)), variant=self.focus_name, rows=steps):
+                focus_BTD = self._look(x_N3HW.unflatten(0, frames.shape[:2]), actions_BT2)
+        else:
+            focus_BTD = self._look_at_kept(x_N3HW, actions_BT2, keep_BT, trace)
+        with trace.event("classifier", shape=(self.classifier.dim,), rows=steps):
+            states_BTH = self.classifier.roll(torch.cat((glance_BTD, focus_BTD), dim=2), state.classifier_BH)
+        with trace.event("head", shape=(self.classifier.hidden,)):
+            logits = self.classifier.classify(states_BTH[:, -1])
+        if trace.details:
+            boxes = crop_boxes(actions_BT2, self.patch_size, self.resolution)
+            seen = np.ones(frames.shape[:2], dtype=bool) if keep_BT is None else keep_BT.cpu().numpy()
+            for step in range(steps):
+                videos = seen[:, step].nonzero()[0].tolist()
+                trace.note_boxes("focus", [step], boxes[videos, step : step + 1], videos)
+        return logits, _State(policy_state, skip_state, states_BTH[:, -1])
+
+    def _places(
+        self,
+        frames: Tensor,
+        maps_BTDHW: Tensor,
+        state: _State,
+        point: Mapping[str, Any],
+        trace: Trace,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Where to look (B, T, 2), and the policy's state afterwards."""
+        patches = point.get("patches", "learned")
+        if patches not in PATCHES:
+            raise unknown("patches", patches, PATCHES)
+        if patches == "centre":
+            return torch.full((*frames.shape[:2], 2), 0.5, device=frames.device), None
+        if patches == "random":
+            if generator is None:
+                return scattered(frames), None
+            drawn = torch.rand(*frames.shape[:2], 2, generator=generator, device=generator.device)
+            return drawn.to(frames.device), None
+        with trace.event("policy", shape=maps_BTDHW.shape[2:], rows=frames.shape[1]):
+            out_BTA, policy_state = self.policy.act(maps_BTDHW, state.policy_1BH)
+            return cell_places(decide(out_BTA, generator), self.grid), policy_state
+
+    def _kept(
+        self, maps_BTDHW: Tensor, state: _State, trace: Trace, generator: torch.Generator | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Which frames get a patch (B, T), bool, and the second policy's state afterwards; None without it."""
+        if self.skip_policy is None:
+            return None, None
+        with trace.event("skip policy", shape=maps_BTDHW.shape[2:], rows=maps_BTDHW.shape[1]):
+            out_BT2, skip_state = self.skip_policy.act(maps_BTDHW, state.skip_1BH)
+            keep_BT = decide(out_BT2, generator).bool()
+        if trace.details:
+            for step, keep_B in enumerate(keep_BT.unbind(1)):
+                trace.note_decision("keep", range(len(keep_BT)), step, keep_B.int().tolist(), keep_BT.shape[1])
+        return keep_BT, skip_state
+
+    def _look_at_kept(self, x_N3HW: Tensor, actions_BT2: Tensor, keep_BT: Tensor, trace: Trace) -> Tensor:
+        """Features (B, T, D) of the kept frames' patches; zeros for the others, which are not computed."""
+        kept = keep_BT.flatten().nonzero()[:, 0]
+        focus_ND = torch.zeros(len(x_N3HW), self.focus.dim, device=x_N3HW.device, dtype=x_N3HW.dtype)
+        videos = (kept // keep_BT.shape[1]).cpu().numpy()
+        with trace.event("focus", shape=(3, *2 * (self.patch_size,)), variant=self.focus_name, videos=videos):
+            if len(kept):
+                patches = hard_crop(x_N3HW[kept], actions_BT2.flatten(0, 1)[kept], self.patch_size)
+                focus_ND[kept] = self.focus(patches).to(focus_ND.dtype)
+        return focus_ND.unflatten(0, keep_BT.shape)
+
+
+def _defaults() -> dict[str, Any]:
+    """Constructor settings of V1 and V1+, and their default values."""
+    return {
+        name: p.default
+        for name, p in inspect.signature(AdaFocusV1.__init__).parameters.items()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def _copy_of_policy(name: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor of the file repeats one of the policy: `focuser.policy.policy{,_old}.*`."""
+    for prefix in ("focuser.policy.policy_old.", "focuser.policy.policy."):
+        if name.startswith(prefix):
+            ours = state.get("policy." + name.removeprefix(prefix))
+            if ours is None or ours.shape != state[name].shape:
+                return False
+            if not ours.is_meta and not torch.equal(ours, state[name]):
+                raise CheckpointError(f"{name} differs from the policy's own tensor; which of the two acted is unknown")
+            return True
+    return False
+
+
+def _paper_schedules() -> dict[str, dict[str, Any]]:
+    """The ActivityNet command (adafocus.md 2.4)."""
+    descent = {"batch_size": 64, "weight_decay": 1e-4}
+    return {
+        "glance": {"epochs": 15, "lr": 0.01, **descent},
+        "focus": {"epochs": 15, "lr": 0.01, **descent},
+        "random": {"epochs": 50, "lr": 5e-4, "groups": (ParamGroup(("classifier",), lr_mult=100.0),), **descent},
+        "policy": {"epochs": 50, "lr": 3e-4, "batch_size": 64, "optimizer": "Adam", "schedule": "constant"},
+        "finetune": {"epochs": 10, "lr": 5e-3, **descent},
+    }
+
+
+def _tiny_schedules() -> dict[str, dict[str, Any]]:
+    departures = ("small networks; AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD, cosine)",)
+    return {
+        "glance": {"epochs": 6, "departures": departures},
+        "focus": {"epochs": 6, "departures": departures},
+        "random": {"epochs": 10, "departures": departures},
+        "policy": {"epochs": 30, "weight_decay": 0.0, "optimizer": "Adam", "departures": departures},
+        "finetune": {"epochs": 5, "lr": 2e-3, "departures": departures},
+    }
