@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import sys
@@ -19,7 +18,7 @@ from harness.records import Record, file_hash, read_record, read_records
 from harness.registry import method_card, method_cards
 from harness.run import Outcome, Request, Timing, execute, plan, timed_points
 from harness.scheduler import Scheduler, locked, record_folder
-from harness.settings import from_mapping, plain
+from harness.settings import from_mapping, literal, plain, split_outside_brackets
 from harness.suites import cells, suite
 from harness.work import DataSpec, EvalSpec, LatencySpec
 
@@ -54,7 +53,7 @@ def request(
     if name is None and (methods is None or datasets is None) and not (everything and datasets):
         raise UsageError("say what to run: a suite (quick, standard, paper), or --methods and --datasets")
     chosen = suite(name) if name is not None else None
-    picked = comma_separated(methods) or (tuple(method_cards()) if everything else ())
+    picked = method_names(methods) or (tuple(method_cards()) if everything else ())
     if chosen is not None:
         wanted = cells(chosen, everything=everything)
         if datasets:
@@ -62,8 +61,6 @@ def request(
         wanted = {d: picked or names for d, names in wanted.items()}
     else:
         wanted = dict.fromkeys(comma_separated(datasets), picked)
-    for method in {m for names in wanted.values() for m in names}:
-        method_card(method)
     overrides, protocol = parse_sets(sets, epochs)
     found = resolve_device(device)
     number = seeds if seeds is not None else chosen.seeds if chosen else 1
@@ -88,16 +85,17 @@ def parse_sets(sets: Sequence[str], epochs: int | None = None) -> tuple[Override
     stages: dict[str, Any] = {}
     protocol: dict[str, Any] = {}
     for text in sets:
-        key, sign, value = text.partition("=")
-        if not sign or not key:
+        parts = split_outside_brackets(text, "=", most=1)  # a method's name may hold settings, in brackets
+        if len(parts) != 2:
             raise UsageError(f"--set takes KEY=VALUE, not {text!r}")
+        key, value = parts
         head, _, rest = key.partition(".")
         if head == "protocol":
-            protocol[rest] = _literal(value)
+            protocol[rest] = literal(value)
         elif head == "stage":
-            stages[rest] = _literal(value)
+            stages[rest] = literal(value)
         else:
-            settings[key] = _literal(value)
+            settings[key] = literal(value)
     if "budgets" in protocol:
         budgets = protocol["budgets"]
         protocol["budgets"] = tuple(budgets) if isinstance(budgets, list | tuple) else (budgets,)
@@ -238,8 +236,7 @@ def latency(
     from harness.cost.latency import summary
     from harness.cost.machine import fingerprint
 
-    for method in methods:
-        method_card(method)
+    methods = [method_card(method).name for method in methods]
     batches = _integers("--batch", batch)
     if not batches:
         raise UsageError("--batch takes at least one number")
@@ -316,6 +313,14 @@ def comma_separated(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
+def method_names(text: str | None) -> tuple[str, ...]:
+    """The methods of a comma-separated option, each as its card writes it; UsageError for an unknown one.
+
+    Commas in brackets belong to a name: `adafocus-v2[random_pass=false,dropout=0],tsn`.
+    """
+    return tuple(dict.fromkeys(method_card(name).name for name in split_outside_brackets(text or "")))
+
+
 def _integers(option: str, text: str) -> tuple[int, ...]:
     try:
         values = tuple(int(part) for part in comma_separated(text))
@@ -324,15 +329,6 @@ def _integers(option: str, text: str) -> tuple[int, ...]:
     if any(v < 1 for v in values):
         raise UsageError(f"{option}: numbers must be at least 1, not {text!r}")
     return values
-
-
-def _literal(text: str) -> Any:
-    if text.lower() in ("true", "false", "none"):
-        return {"true": True, "false": False, "none": None}[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _show_plan(asked: Request, planned: Sequence[Cell], as_json: bool) -> None:

@@ -11,10 +11,11 @@ from harness.build import PRETRAINING, build_recognizer, constructor_settings, f
 from harness.contract import InitFrom, Stage
 from harness.data.glyphs import parameters
 from harness.errors import UsageError, unknown
+from harness.inline import DATA_SETTINGS, split_name
 from harness.layers.backbones import IMAGENET_FILES
 from harness.pretraining import CLASSES, pretraining_stage
 from harness.protocol import Protocol
-from harness.recipes import paper_recipe
+from harness.recipes import adapted, paper_recipe
 from harness.recognizer import EfficientRecognizer
 from harness.registry import method_card, recognizer_class
 from harness.settings import plain
@@ -22,8 +23,6 @@ from harness.work import DataSpec, EvalSpec, Spec, TrainSpec, Weights, training_
 
 TINY_EPOCH = 240
 """Samples in an epoch of a tiny recipe, at least: a small data set is gone through several times."""
-DATA_SETTINGS = ("num_classes", "resolution", "mean", "std")
-"""Constructor settings that follow from the data set."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +106,17 @@ class Planner:
         """All training artifacts of a method, what they need first; the last is the method's own."""
         recipe = paper_recipe(method, self.data.name, self.size)
         if recipe is not None:
-            changes = {**recipe.settings, **changes}
+            variant = method_card(method).settings if recipe.method != method else {}
+            changes = {**recipe.settings, **variant, **changes}
         settings = self.settings(method, changes, overridden=overridden)
         done: dict[str, TrainSpec] = {}
         own: dict[str, TrainSpec] = {}
-        default = self._recognizer(method, settings).recipe(self.size)
-        for stage in recipe.stages if recipe is not None and recipe.stages else default:
+        recognizer = self._recognizer(method, settings)
+        stages: Sequence[Stage] = recognizer.recipe(self.size)
+        if recipe is not None and recipe.stages:
+            names = {name for named in (recognizer.named_modules(), recognizer.named_parameters()) for name, _ in named}
+            stages = recipe.stages if recipe.method == method else adapted(recipe.stages, names)
+        for stage in stages:
             if stage.method is not None:
                 done.update((s.key, s) for s in self.chain(stage.method, seed, stage.method_settings))
                 continue
@@ -140,12 +144,15 @@ class Planner:
     def settings(self, method: str, changes: Mapping[str, Any], *, overridden: bool) -> dict[str, Any]:
         """All constructor settings of a method on this data set."""
         names = constructor_settings(recognizer_class(method))
+        own = split_name(method)[1]
         changes = {**changes}
         for key, value in self.overrides.settings.items() if overridden else ():
             owner, _, name = key.rpartition(".")
             if owner == method and name not in names:
                 raise unknown(f"setting of {method}", name, names)
-            if owner in ("", method) and name in names:
+            if owner == method and name in own:
+                raise UsageError(f"--set {key}: {name!r} stands in the method's name; change it there")
+            if owner in ("", method) and name in names and name not in own:
                 changes[name] = value
         card = self.videos.card
         base = full_settings(method, self.size, self.videos.resolution, changes)

@@ -9,21 +9,22 @@
     name = "train"
     ...
 
-They apply at the paper size; a data set without a file gets the method's own default recipe.
+They apply at the paper size, to variants without a file of their own too; a data set without a file gets the
+method's own default recipe.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from harness.contract import Stage
 from harness.errors import BenchError
-from harness.registry import method_cards
+from harness.registry import method_card, method_cards
 from harness.settings import from_mapping
 from harness.work import read_stage
 
@@ -55,10 +56,40 @@ def recipes() -> tuple[Recipe, ...]:
 
 
 def paper_recipe(method: str, dataset: str, size: str) -> Recipe | None:
-    """The paper's recipe for a method on a data set, or None where the default one applies."""
+    """The paper's recipe for a method on a data set, or of what it is a variant of; None: the default one applies."""
     if size != "paper":
         return None
-    return next((r for r in recipes() if (r.method, r.dataset) == (method, dataset)), None)
+    name: str | None = method
+    while name is not None:
+        for recipe in recipes():
+            if (recipe.method, recipe.dataset) == (name, dataset):
+                return recipe
+        name = method_card(name).variant_of
+    return None
+
+
+def adapted(stages: Sequence[Stage], names: Collection[str]) -> tuple[Stage, ...]:
+    """A recipe's stages for a variant that lacks some of the method's modules: what names only those goes.
+
+    Args:
+        stages: The stages of the recipe.
+        names: Dotted names of all modules and parameters that the variant has.
+    """
+
+    def there(prefixes: Iterable[str]) -> tuple[str, ...]:
+        return tuple(prefix for prefix in prefixes if not prefix or prefix in names)
+
+    def fitted(stage: Stage) -> Stage:
+        groups = [replace(group, modules=there(group.modules)) for group in stage.groups]
+        return replace(
+            stage,
+            groups=tuple(group for group in groups if group.modules),
+            trained=there(stage.trained),
+            eval_modules=there(stage.eval_modules),
+            init=tuple(init for init in stage.init if there((init.into,))),
+        )
+
+    return tuple(stage if stage.method is not None else fitted(stage) for stage in stages)
 
 
 def _read(name: str, text: str) -> Recipe:

@@ -1,5 +1,7 @@
 """Finding methods: each file's literal `CARD` is read without importing it, so `list` answers at once.
 
+A name may carry settings, `adafocus-v2[random_pass=false]` (harness.inline): a variant of that method.
+
 Packages to scan come from the entry-point group `focusbench.methods`, so a third party adds methods
 from its own package; this project's own two are always scanned.
 """
@@ -10,13 +12,15 @@ import ast
 import importlib
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from harness.contract import MethodCard
-from harness.errors import BenchError, unknown
+from harness.errors import BenchError, UsageError, unknown
+from harness.inline import DATA_SETTINGS, class_settings, split_name, written
 from harness.settings import from_mapping
 
 ENTRY_POINTS = "focusbench.methods"
@@ -37,17 +41,40 @@ def method_cards() -> dict[str, MethodCard]:
 
 
 def method_card(name: str) -> MethodCard:
-    """The card of one method; an unknown name raises UsageError with the nearest."""
+    """The card of one method; an unknown name, or an unknown setting in it, raises UsageError with the nearest.
+
+    The card of a name with settings is that of a variant: its title says what differs, and its own `name` is the
+    one way to write it (settings sorted), which goes into keys and records.
+    """
+    base, settings = split_name(name)
     try:
-        return method_cards()[name]
+        card = method_cards()[base]
     except KeyError:
-        raise unknown("method", name, method_cards()) from None
+        raise unknown("method", base, method_cards()) from None
+    return _with_settings(card, settings) if settings else card
 
 
 def recognizer_class(name: str) -> Any:
     """Import the method's module (torch and mmaction2 with it) and return its class."""
     card = method_card(name)
     return getattr(importlib.import_module(card.module), card.cls)
+
+
+def _with_settings(card: MethodCard, settings: dict[str, Any]) -> MethodCard:
+    known = class_settings(card.module, card.cls)
+    for key in settings:
+        if key in DATA_SETTINGS:
+            raise UsageError(f"{card.name}[{key}=...]: the data set fixes {', '.join(DATA_SETTINGS)}")
+        if known is not None and key not in known:
+            raise unknown(f"setting of {card.name}", key, known - set(DATA_SETTINGS))
+    differs = written(settings)
+    return replace(
+        card,
+        name=f"{card.name}[{differs}]",
+        title=f"{card.title} ({differs.replace(',', ', ')})",
+        settings={**card.settings, **settings},
+        variant_of=card.name,
+    )
 
 
 def _modules(package: str) -> Iterator[tuple[str, Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -21,6 +22,31 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], *, kind: str | None =
         if key not in names:
             raise unknown(f"{kind or cls.__name__} setting", key, names)
     return cls(**mapping)
+
+
+def literal(text: str) -> Any:
+    """A value as typed on the command line: a Python literal, true, false or none in any case, else the text."""
+    if text.lower() in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def split_outside_brackets(text: str, separator: str = ",", most: int = -1) -> list[str]:
+    """The stripped, non-empty parts of `text` between separators outside brackets and quotes; at most `most` cuts."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if character in "'\"" and quote in ("", character):
+            quote = "" if quote else character
+        elif not quote:
+            depth += (character in "[({") - (character in "])}")
+        if character == separator and not quote and depth <= 0 and most != len(parts) - 1:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from harness.cli import FAILED, OK, comma_separated, parse_sets, resolve_device
+from harness.cli import FAILED, OK, method_names, parse_sets, resolve_device
 from harness.data.cards import SIZES, dataset_card
 from harness.data.lists import first_existing
 from harness.errors import BenchError, UsageError, unknown
@@ -100,11 +100,9 @@ def parity(folder: Path, *, as_json: bool) -> int:
 
 def gate(against: str | None, methods: str | None, *, store: bool, as_json: bool) -> int:
     """Timings against a revision, or against this machine's stored baseline."""
-    names = comma_separated(methods)
+    names = method_names(methods)
     if as_json and against is None:
         raise UsageError("--json goes with --against; the stored baseline is pytest's own report")
-    for name in names:
-        method_card(name)
     if against is None:
         return _gate_stored(names, store)
     if store:
