@@ -115,8 +115,9 @@ class AdaFocusV2(EfficientRecognizer):
         stop_gradient: The policy does not train the glance network through its input.
         patch_grad_clip: Scale each patch's gradient down to the batch's median norm.
         random_pass: Train the focus network on random patches too (the paper's diversity augmentation).
+        aux_losses: Let both networks also learn to classify frames on their own, through two training-only heads.
         classifier_hidden, classifier_shared, dropout: See RunningMaxClassifier.
-        head_dropout: Dropout of the two auxiliary, training-only heads.
+        head_dropout: Dropout of those two heads.
         glance_loss: Auxiliary loss of the glance network per `frame` or on the `video`'s mean logits.
         order: Order in which frames are processed, in training and test: a name or a permutation; see
             `frame_order`.
@@ -143,6 +144,7 @@ class AdaFocusV2(EfficientRecognizer):
         stop_gradient: bool = True,
         patch_grad_clip: bool = False,
         random_pass: bool = True,
+        aux_losses: bool = True,
         classifier_hidden: int = 4096,
         classifier_shared: bool = False,
         dropout: float = 0.2,
@@ -160,7 +162,7 @@ class AdaFocusV2(EfficientRecognizer):
             raise UsageError(f"patch_size {patch_size} is larger than the frames of {self.resolution} px")
         self.frames, self.patch_size = frames, patch_size
         self.patch_policy, self.patch_grad_clip = patch_policy, patch_grad_clip
-        self.stop_gradient, self.random_pass = stop_gradient, random_pass
+        self.stop_gradient, self.random_pass, self.aux_losses = stop_gradient, random_pass, aux_losses
         self.glance_side, self.glance_resize = glance_side or self.resolution, glance_resize
         self.glance_name, self.focus_name = glance, focus
         self.glance_loss, self.exit_score = glance_loss, exit_score
@@ -170,8 +172,9 @@ class AdaFocusV2(EfficientRecognizer):
 
         self.glance = build_backbone(glance)
         self.focus = build_backbone(focus)
-        self.glance_head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.glance.dim, num_classes))
-        self.focus_head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.focus.dim, num_classes))
+        if aux_losses:
+            self.glance_head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.glance.dim, num_classes))
+            self.focus_head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.focus.dim, num_classes))
         if patch_policy == "learned":
             side = -(-self.glance_side // self.glance.stride)
             self.policy = PatchPolicy(self.glance.dim, side, policy_channels, policy_hidden, centred=policy_centred)
@@ -214,7 +217,8 @@ class AdaFocusV2(EfficientRecognizer):
         )
         learned = self.patch_policy == "learned"
         if size == "paper":
-            groups = [ParamGroup(("glance", "glance_head"), lr_mult=0.5), ParamGroup(("classifier",), lr_mult=5.0)]
+            halved = ("glance", "glance_head") if self.aux_losses else ("glance",)
+            groups = [ParamGroup(halved, lr_mult=0.5), ParamGroup(("classifier",), lr_mult=5.0)]
             groups += [ParamGroup(("policy",), lr_mult=0.1)] if learned else []
             return [
                 Stage("main", epochs=50, batch_size=32, lr=0.002, weight_decay=1e-4, groups=tuple(groups), init=init)
@@ -294,14 +298,17 @@ class AdaFocusV2(EfficientRecognizer):
         x_N3HW = x_BT3HW.flatten(0, 1)
         maps = self.glance.features(self._shrink(x_N3HW))
         glance_ND = maps.mean((2, 3))
-        losses = {"loss_glance": self._glance_loss(glance_ND.unflatten(0, (batch, steps)), target_B)}
+        losses = {}
+        if self.aux_losses:
+            losses["loss_glance"] = self._glance_loss(glance_ND.unflatten(0, (batch, steps)), target_B)
         passes = self._training_patches(maps.unflatten(0, (batch, steps)), random_BT2)
         for name, actions in passes.items():
             focus_ND = self.focus(crop(x_N3HW, actions.flatten(0, 1), self.patch_size))
             features = torch.cat((glance_ND, focus_ND), dim=1).unflatten(0, (batch, steps))
-            frame_logits = self.focus_head(focus_ND).unflatten(0, (batch, steps))
             losses[f"loss_{name}"] = every_step(self.classifier(features), target_B) / len(passes)
-            losses[f"loss_focus_{name}"] = every_step(frame_logits, target_B) / len(passes)
+            if self.aux_losses:
+                frame_logits = self.focus_head(focus_ND).unflatten(0, (batch, steps))
+                losses[f"loss_focus_{name}"] = every_step(frame_logits, target_B) / len(passes)
         return losses
 
     def _training_patches(self, maps_BTDHW: Tensor, random_BT2: Tensor) -> dict[str, Tensor]:
@@ -411,7 +418,7 @@ class AdaFocusV2(EfficientRecognizer):
         with trace.event("classifier", shape=(self.classifier.dim,), **count):
             features = torch.cat((glance_ND, focus_ND), dim=1).unflatten(0, x_BT3HW.shape[:2])
             peaks = self.classifier.accumulate(features, memory.peak_BH)
-        if trace.training_parts:
+        if trace.training_parts and self.aux_losses:
             self._auxiliary(glance_ND, focus_ND, trace, count)
         if trace.details:
             boxes = crop_boxes(actions, self.patch_size, self.resolution)

@@ -85,6 +85,23 @@ def test_one_pass_without_random_patches() -> None:
     assert set(losses(build(patch_policy="centre"))) == {"loss_glance", "loss_centre", "loss_focus_centre"}
 
 
+def test_without_auxiliary_losses_there_are_no_auxiliary_heads() -> None:
+    model = build(aux_losses=False)
+    found = losses(model)
+    assert {name: learners(model, loss) for name, loss in found.items()} == {
+        "loss_learned": {"glance", "focus", "classifier", "policy"},
+        "loss_random": {"glance", "focus", "classifier"},
+    }
+    assert not [name for name, _ in model.named_parameters() if "head." in name]
+    (stage,) = model.recipe("paper")
+    model.set_stage(stage)
+    assert [group.modules for group in stage.groups] == [("glance",), ("classifier",), ("policy",)]
+    with torch.inference_mode():
+        trace = Trace(4, training_parts=True)
+        assert model.eval().infer(clip(), trace=trace).shape == (4, 5)
+    assert {key.component for key in trace.counts} == {"glance", "policy", "focus", "classifier", "head"}
+
+
 def test_passes_are_averaged() -> None:
     """The glance loss counts once, the two passes half each: with equal patches they are equal."""
     torch.manual_seed(0)
