@@ -19,7 +19,7 @@ from harness.registry import method_card, method_cards
 from harness.run import Outcome, Request, Timing, execute, plan, timed_points
 from harness.scheduler import Scheduler, locked, record_folder
 from harness.settings import from_mapping, literal, plain, split_outside_brackets
-from harness.suites import cells, suite
+from harness.suites import SUITES, cells, suite
 from harness.work import DataSpec, EvalSpec, LatencySpec
 
 FAILED, OK = 1, 0
@@ -51,7 +51,7 @@ def request(
 ) -> Request:
     """The request behind the options of `run`; raises UsageError for what does not fit together."""
     if name is None and (methods is None or datasets is None) and not (everything and datasets):
-        raise UsageError("say what to run: a suite (quick, standard, paper), or --methods and --datasets")
+        raise UsageError(f"say what to run: a suite ({', '.join(SUITES)}), or --methods and --datasets")
     chosen = suite(name) if name is not None else None
     picked = method_names(methods) or (tuple(method_cards()) if everything else ())
     if chosen is not None:

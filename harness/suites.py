@@ -39,6 +39,26 @@ SUITES = {
             {"glyphs": (), "glyphs-motion": ()},
         ),
         Suite(
+            "ablation",
+            "what each part of AdaFocus V2 and Uni-AdaFocus is worth, three seeds, embedded data; the full points are "
+            "without, the exit points with the sample-wise part",
+            "tiny",
+            3,
+            {
+                "glyphs": (
+                    "adafocus-v2",
+                    "random-patch",
+                    "centre-patch",
+                    "adafocus-v2[random_pass=false]",
+                    "adafocus-v2[stop_gradient=false]",
+                    "adafocus-v2[aux_losses=false]",
+                    "uni-adafocus",
+                    "uni-adafocus[temporal=uniform]",
+                    "uni-adafocus[spatial=random]",
+                )
+            },
+        ),
+        Suite(
             "paper",
             "real data sets and real networks; needs --data-root, --weights-dir and GPUs",
             "paper",

@@ -18,6 +18,7 @@ from harness.plan import Overrides, Planner
 from harness.protocol import Protocol
 from harness.recipes import adapted, paper_recipe
 from harness.registry import method_card, method_cards, recognizer_class
+from harness.suites import SUITES, cells
 from harness.work import DataSpec
 
 
@@ -120,6 +121,12 @@ def test_set_may_name_a_variant() -> None:
     assert overrides.settings == {"adafocus-v2[random_pass=false].dropout": 0.4, "order": [1, 0]}
     with pytest.raises(UsageError, match="KEY=VALUE"):
         parse_sets(["adafocus-v2[random_pass=false]"])
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES))
+def test_suites_name_methods_as_their_cards_do(suite: str) -> None:
+    for names in cells(SUITES[suite]).values():
+        assert [method_card(name).name for name in names] == list(names)
 
 
 # -- planning ------------------------------------------------------------------------------------
