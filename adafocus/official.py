@@ -74,8 +74,8 @@ def place(state: Mapping[str, Tensor], rules: Sequence[tuple[str, Rule]]) -> Pla
             unused.append(key)
         elif name in found:
             raise CheckpointError(f"the checkpoint fills {name} twice; the second time from {key}")
-        else:
-            found[name] = value
+        else:  # batch norms' counters are vectors of one in some of the files
+            found[name] = value.reshape(()) if name.endswith("num_batches_tracked") else value
     return Placed(found, tuple(sorted(unused)), tuple(sorted(unplaced)))
 
 
