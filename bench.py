@@ -73,9 +73,11 @@ def list_(
 @app.command()
 def run(
     suite: Annotated[
-        str | None, typer.Argument(help="quick, standard or paper; or give --methods and --datasets.")
+        str | None, typer.Argument(help="A name of `list suites`; or give --methods and --datasets.")
     ] = None,
-    methods: Annotated[str | None, typer.Option("--methods", "-m", help="Comma-separated names.")] = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", "-m", help="Comma-separated names; NAME[setting=value,...] is a variant.")
+    ] = None,
     datasets: Annotated[
         str | None, typer.Option("--datasets", "-d", help="Comma-separated names, or csv:PATH.")
     ] = None,
@@ -187,6 +189,51 @@ def eval_(
             command=_command(),
         )
     )
+
+
+@app.command()
+def predict(
+    video: Annotated[Path, typer.Argument(help="Video file, or folder of JPEG frames.")],
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="Artifact folder or model.safetensors in one.")],
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", "-d", help="Whose pipeline and class names; the checkpoint's own.")
+    ] = None,
+    classes: Annotated[Path | None, typer.Option("--classes", help="File of class names, one per line.")] = None,
+    point: Annotated[str | None, typer.Option("--point", help="Operating point, such as exit@0.30.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of an operating point instead: exit_at=3, frames=4.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the picture and the film go.")] = Path("predict"),
+    top: Annotated[int, typer.Option("--top", min=1, help="How many classes are told.")] = 5,
+    device: Device = "auto",
+    work_dir: WorkDir = WORK_DIR,
+    data_root: DataRoot = DATA_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Classify one video; a picture and a short .mp4 show where and when the method looked."""
+    from harness.cli import resolve_device
+    from harness.data.encode import write_mp4
+    from harness.predict import point_settings, shown
+    from harness.predict import predict as classify
+    from reports import overlay
+
+    found = classify(
+        video,
+        checkpoint,
+        dataset=dataset,
+        classes=classes,
+        point=point,
+        settings=point_settings(set_ or ()),
+        top=top,
+        device=resolve_device(device),
+        work_dir=work_dir,
+        data_root=data_root,
+    )
+    files = overlay.write(found, out, frames=shown, save_film=write_mp4)
+    if as_json:
+        print(json.dumps({**found.to_json(), "files": [str(path) for path in files]}, indent=1))
+        return
+    print(found.to_text(), *(f"wrote {path}" for path in files), sep="\n")
 
 
 @app.command()

@@ -305,7 +305,8 @@ class ARNet(EfficientRecognizer):
                 rows = torch.from_numpy(videos).to(clip.device)
                 logits = self._run_path(path, clip[rows, torch.from_numpy(steps).to(clip.device)], videos, trace)
                 total.index_add_(0, rows, logits.to(total.dtype))
-        trace.frames_used = ((chosen_BT >= 0) & (chosen_BT <= self.own)).sum(1)
+        trace.frames_seen = (chosen_BT >= 0) & (chosen_BT <= self.own)
+        trace.frames_used = trace.frames_seen.sum(1)
         used = torch.from_numpy(trace.frames_used).to(total.device)
         return total / used.clamp_min(1).unsqueeze(1)
 

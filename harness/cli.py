@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from harness import artifacts
 from harness.data.cards import SIZES
-from harness.errors import BenchError, CheckpointError, UsageError, unknown
+from harness.errors import BenchError, UsageError, unknown
 from harness.plan import Cell, Overrides
 from harness.protocol import Protocol
-from harness.records import Record, file_hash, read_record, read_records
+from harness.records import Record, read_record, read_records
 from harness.registry import method_card, method_cards
 from harness.run import Outcome, Request, Timing, execute, plan, timed_points
 from harness.scheduler import Scheduler, locked, record_folder
@@ -154,23 +155,12 @@ def evaluate(
     command: str,
 ) -> int:
     """Evaluate the artifact in or around `checkpoint` on a data set."""
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    weights, described = folder / "model.safetensors", folder / "artifact.json"
-    if not described.exists() or not weights.exists():
-        raise BenchError(
-            f"{checkpoint} is not an artifact of this project (model.safetensors beside artifact.json); "
-            "an authors' file is turned into one by `bench.py convert`"
-        )
-    artifact = json.loads(described.read_text())
-    if not checkpoint.is_dir() and checkpoint.name not in (weights.name, described.name):
-        raise UsageError(f"{checkpoint} is not the weights file of the artifact beside it; name {weights}")
-    if file_hash(weights) != artifact["weights"]["sha256"]:
-        raise CheckpointError(f"{weights} was changed after it was written; train or convert it again")
+    weights, artifact = artifacts.located(checkpoint)
     overrides, protocol = parse_sets(sets)
     if overrides.stages or any("." in key for key in overrides.settings):
         raise UsageError("eval trains nothing: --set takes SETTING=VALUE and protocol.FIELD=VALUE here")
     protocol = protocol if limit is None else replace(protocol, limit=limit)
-    size = artifact.get("size") or _size_of(artifact)
+    size = artifacts.size_of(artifact)
     data = DataSpec(
         dataset,
         str(data_root),
@@ -297,10 +287,6 @@ def latency(
 
 def _data_of(record: Record) -> DataSpec:
     return from_mapping(DataSpec, record.result["data"])
-
-
-def _size_of(artifact: Mapping[str, Any]) -> str:
-    return "tiny" if artifact["settings"].get("resolution", 224) < 200 else "paper"
 
 
 def _cores() -> int:

@@ -56,6 +56,8 @@ class Trace:
     """With a meter: (MACs, rows) of every event."""
     frames_used: np.ndarray | None = None
     """Frames a video's prediction rests on, (videos,); full count where never set."""
+    frames_seen: np.ndarray | None = None
+    """Which of the longest clip's frames those are, bool (videos, T), where it is not those with a box."""
     exit_step: np.ndarray | None = None
     """0-based exit taken, (videos,); None for a method without exits."""
     boxes: list[tuple[int, int, str, float, float, float, float]] = field(default_factory=list)

@@ -78,6 +78,8 @@ def train(spec: TrainSpec, work_dir: Path, *, device: str, report: Report, stop:
             "inputs": [w.key or w.path for w in spec.weights],
             "fingerprint": spec.fingerprint,
             "dataset": spec.data.name,
+            "size": spec.data.size,
+            "classes": list(videos.card.classes),
             "seed": spec.seed,
             "training": spec.training,
             "initialisation": spec.initialisation,

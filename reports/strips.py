@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from PIL import Image
 
 from reports.collect import Method
-from reports.drawing import FAINT, INK, short
+from reports.drawing import FAINT, INK, outline, reduced, short
 
 VIDEOS = 4
 COLUMNS = 12
@@ -55,11 +53,10 @@ def _draw(axes: Axes, overlay: Mapping[str, np.ndarray], video: int, classes: Se
     for column, step in enumerate(_steps(len(frames), looked, columns)):
         x = column * (1 + GAP)
         seen = not left_early or not looked or step in looked
-        axes.imshow(_small(frames[step]), interpolation="none", extent=(x, x + 1, 1, 0), alpha=1.0 if seen else 0.22)
+        frame, alpha = reduced(frames[step], SIDE), 1.0 if seen else 0.22
+        axes.imshow(frame, interpolation="none", extent=(x, x + 1, 1, 0), alpha=alpha)
         for _, _, top, left, height, width in boxes[boxes[:, 1] == step]:
-            for tint, line in (("#16181c", 2.6), ("#ffd23f", 1.4)):
-                patch = Rectangle((x + left, top), width, height, fill=False, edgecolor=tint, linewidth=line)
-                axes.add_patch(patch)
+            outline(axes, x + left, top, width, height)
         axes.text(x + 0.5, 1.04, str(step + 1), ha="center", va="top", fontsize=6.5, color=INK if seen else FAINT)
     axes.set(xlim=(0, columns * (1 + GAP) - GAP), ylim=(1, 0))
     axes.set_title(_caption(overlay, video, classes), fontsize=8, fontweight="normal", pad=4)
@@ -81,11 +78,3 @@ def _steps(length: int, looked: Sequence[int], columns: int) -> list[int]:
     if len(looked) >= columns:
         return [looked[i] for i in np.linspace(0, len(looked) - 1, columns).round().astype(int)]
     return sorted([*looked, *[s for s in spread if s not in looked][: columns - len(looked)]])
-
-
-def _small(frame: np.ndarray) -> np.ndarray:
-    side = max(frame.shape[:2])
-    if side <= SIDE:
-        return frame
-    height, width = (round(n * SIDE / side) for n in frame.shape[:2])
-    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
