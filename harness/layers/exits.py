@@ -17,7 +17,7 @@ from harness.errors import UsageError, unknown
 NEVER = 1e8
 """A threshold that no score reaches (JSON has no infinity)."""
 
-SCORES = ("softmax", "logit")
+SCORES = ("softmax", "logit", "entropy")
 
 _LOG_RATIO = 20.0  # beyond exp(+-20) all videos share one exit
 
@@ -27,7 +27,7 @@ def exit_scores(logits: Tensor, score: str = "softmax") -> Tensor:
 
     Args:
         score: `softmax`, the largest probability; `logit`, the largest raw logit, which is what the code
-            of AdaFocus V2 and Uni-AdaFocus calls confidence.
+            of AdaFocus V2 and Uni-AdaFocus calls confidence; `entropy`, the negative entropy in nats.
 
     Raises:
         UsageError: `score` is unknown.
@@ -35,6 +35,8 @@ def exit_scores(logits: Tensor, score: str = "softmax") -> Tensor:
     if score not in SCORES:
         raise unknown("exit score", score, SCORES)
     exact = logits.double()
+    if score == "entropy":
+        return (exact.softmax(-1) * exact.log_softmax(-1)).sum(-1)
     return (exact.softmax(-1) if score == "softmax" else exact).amax(-1)
 
 

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from harness.errors import UsageError
-from harness.layers.crop import clip_patch_gradients, crop, crop_boxes, hard_crop
+from harness.layers.crop import (
+    box_stretch,
+    clip_patch_gradients,
+    crop,
+    crop_boxes,
+    deformable_boxes,
+    deformable_crop,
+    hard_crop,
+    unstretched,
+)
 
 
 def frames(count: int = 3, height: int = 20, width: int = 20) -> torch.Tensor:
@@ -88,3 +97,80 @@ def test_gradients_are_clipped_to_the_median_norm() -> None:
 def test_no_gradient_no_hook() -> None:
     actions = torch.zeros(3, 2)
     assert clip_patch_gradients(actions) is actions
+
+
+# -- boxes of any size ---------------------------------------------------------------------------
+
+STRETCH = box_stretch(8, 6, 20)
+
+
+def places(*actions: tuple[float, float, float, float]) -> torch.Tensor:
+    return torch.tensor(actions)
+
+
+def test_unstretched_box_is_the_plain_crop() -> None:
+    x, at = frames(2), torch.tensor([[0.3, 0.8], [1.0, 0.0]])
+    actions = torch.cat((at, torch.full_like(at, unstretched(STRETCH))), dim=1)
+    torch.testing.assert_close(deformable_crop(x, actions, 8, STRETCH), crop(x, at, 8), atol=1e-5, rtol=0)
+
+
+def test_unstretched_is_the_authors_constant() -> None:
+    assert unstretched(box_stretch(128, 96, 224)) == pytest.approx((128 - 96) / 128)
+    assert unstretched(box_stretch(32, 32, 32)) == 0
+
+
+def test_whole_frame_halved() -> None:
+    """s = 1 from 16 to 8 pixels: each output pixel lies between two rows and two columns."""
+    x = frames(1, 16, 16)
+    found = deformable_crop(x, places((0.7, 0.2, 1, 1)), 8, box_stretch(8, 6, 16))
+    torch.testing.assert_close(found, torch.nn.functional.avg_pool2d(x, 2), atol=1e-5, rtol=0)
+
+
+def test_axes_are_apart() -> None:
+    """On ramps the patch shows where its pixels were taken: y1 + (i + 0.5) r - 0.5."""
+    rows = torch.arange(20.0)
+    x = torch.stack((rows[:, None].expand(20, 20), rows[None, :].expand(20, 20)))[None]
+    patch = deformable_crop(x, places((0.5, 0.25, 0.0, 0.5)), 8, STRETCH)[0]
+    steps = torch.arange(8) + 0.5
+    torch.testing.assert_close(patch[0, :, 0], 0.5 * (20 - 6) + steps * 6 / 8 - 0.5, atol=1e-4, rtol=0)
+    torch.testing.assert_close(patch[1, 0], 0.25 * (20 - 13) + steps * 13 / 8 - 0.5, atol=1e-4, rtol=0)
+
+
+def test_feature_maps_are_cut_alike() -> None:
+    """4 of 7 cells at s = 1 of the published setting are the whole map; the middle cells at s = 0 are not."""
+    stretch = box_stretch(128, 96, 224)
+    ramp = torch.arange(7.0)[:, None].expand(1, 1, 7, 7)
+    whole = deformable_crop(ramp, places((0.1, 0.9, 1, 1)), 4, stretch)[0, 0, :, 0]
+    torch.testing.assert_close(whole, (torch.arange(4) + 0.5) * 1.75 - 0.5, atol=1e-5, rtol=0)
+    small = deformable_crop(ramp, places((0.5, 0.5, 0, 0)), 4, stretch)[0, 0, :, 0]
+    torch.testing.assert_close(small, 2 + (torch.arange(4) + 0.5) * 0.75 - 0.5, atol=1e-5, rtol=0)
+
+
+def test_no_box_samples_outside() -> None:
+    generator = torch.Generator().manual_seed(0)
+    actions = torch.cat((torch.rand(50, 4, generator=generator), torch.randint(0, 2, (50, 4), generator=generator)))
+    patches = deformable_crop(torch.ones(100, 1, 20, 20), actions, 8, STRETCH)
+    inside = patches[:, :, 1:-1, 1:-1]  # a box smaller than the patch takes its border from half a pixel outside
+    torch.testing.assert_close(inside, torch.ones_like(inside), atol=1e-5, rtol=0)
+
+
+def test_deformable_gradients_against_finite_differences() -> None:
+    x = frames(2).double()
+    actions = torch.tensor(
+        [[0.31, 0.62, 0.45, 0.13], [0.77, 0.18, 0.83, 0.61]], dtype=torch.float64, requires_grad=True
+    )
+
+    def energy(a: torch.Tensor) -> torch.Tensor:
+        return deformable_crop(x, a, 8, STRETCH).square().mean((1, 2, 3))
+
+    assert torch.autograd.gradcheck(energy, actions, eps=1e-7, atol=1e-5)
+
+
+def test_deformable_boxes() -> None:
+    boxes = deformable_boxes(places((0.5, 1.0, 0.0, 1.0)), STRETCH)
+    torch.testing.assert_close(boxes, torch.tensor([[0.35, 0.0, 0.3, 1.0]]))
+
+
+def test_smallest_box_is_checked() -> None:
+    with pytest.raises(UsageError, match="smallest_box must be between 1 and the frame's side of 20 px, not 21"):
+        box_stretch(8, 21, 20)

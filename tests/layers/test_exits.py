@@ -28,6 +28,9 @@ def test_scores() -> None:
     logits = torch.tensor([[0.0, 0.0], [np.log(3.0), 0.0]])
     torch.testing.assert_close(exit_scores(logits), torch.tensor([0.5, 0.75], dtype=torch.float64))
     torch.testing.assert_close(exit_scores(logits, "logit"), torch.tensor([0.0, np.log(3.0)], dtype=torch.float64))
+    entropies = torch.tensor([-np.log(2.0), 0.75 * np.log(0.75) + 0.25 * np.log(0.25)])
+    torch.testing.assert_close(exit_scores(logits, "entropy"), entropies)
+    assert exit_scores(torch.tensor([1e4, 0.0]), "entropy") == 0  # a probability that underflows is no NaN
     assert should_exit(logits, 0.6).tolist() == [False, True]
     with pytest.raises(UsageError, match="did you mean 'softmax'"):
         exit_scores(logits, "sofmax")

@@ -56,3 +56,11 @@ def test_published_size() -> None:
     classifier = RunningMaxClassifier(1280 + 2048, 200, 16)
     mlp = 3328 * 4096 + 4096 + 2 * 4096
     assert sum(p.numel() for p in classifier.parameters()) == mlp + 16 * (4096 * 200 + 200) == 26_754_176
+
+
+def test_context_stands_behind_the_running_maximum() -> None:
+    classifier = build(hidden=0, shared=True, context=2)
+    x, context = torch.randn(2, 5, 6), torch.randn(2, 2)
+    found = classifier.classify(classifier.accumulate(x), context_BE=context)
+    expected = classifier.heads[0](torch.cat((x[:, :3].amax(1), context), dim=1))
+    torch.testing.assert_close(found[:, 2], expected)
