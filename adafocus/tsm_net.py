@@ -81,3 +81,8 @@ class TwoHeadNet(ShiftedNet):
     def aux_logits(self, vectors_ND: Tensor, segments: int) -> Tensor:
         """Each frame's logits (B, T, C) out of `aux_head`; their mean over T is the clip's."""
         return self.aux_head(vectors_ND).unflatten(0, (-1, segments))
+
+
+def stacked(maps_NDHW: Tensor, segments: int) -> Tensor:
+    """The maps of a clip's frames on top of each other, (B, T * D, h, w): what a policy sees that decides once."""
+    return maps_NDHW.unflatten(0, (-1, segments)).flatten(1, 2)

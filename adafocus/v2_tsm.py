@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from adafocus.official import family_state, mobilenet, place, resnet, under
 from adafocus.parity.v2_tsm import v2_tsm_outputs
 from adafocus.policy import scattered
-from adafocus.tsm_net import TwoHeadNet
+from adafocus.tsm_net import TwoHeadNet, stacked
 from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
 from harness.layers.crop import clip_patch_gradients, crop, crop_boxes
@@ -319,7 +319,7 @@ class AdaFocusV2TSM(EfficientRecognizer):
             return {"random": random_B2}
         if self.patch_policy != "learned":
             return {self.patch_policy: torch.full_like(random_B2, 0.5)}
-        actions = self.policy(self._stacked(maps_NDHW.detach() if self.stop_gradient else maps_NDHW))
+        actions = self.policy(stacked(maps_NDHW.detach() if self.stop_gradient else maps_NDHW, self.frames))
         if self.patch_grad_clip:
             actions = clip_patch_gradients(actions)
         return {"learned": actions, "random": random_B2} if self.random_pass else {"learned": actions}
@@ -344,9 +344,9 @@ class AdaFocusV2TSM(EfficientRecognizer):
             maps = self.glance.maps(self._shrink(self.normalise(clips["glance"].flatten(0, 1))), self.frames)
             glance_ND = self.glance.vectors(maps)
         if self.patch_policy == "learned":
-            stacked = self._stacked(maps)
-            with trace.event("policy", shape=stacked.shape[1:]):
-                actions = self.policy(stacked)
+            seen = stacked(maps, self.frames)
+            with trace.event("policy", shape=seen.shape[1:]):
+                actions = self.policy(seen)
         else:
             actions = self._fixed_patches(clips["focus"], generator)
         size = self.patch_size
@@ -384,10 +384,6 @@ class AdaFocusV2TSM(EfficientRecognizer):
         if self.patch_policy == "whole":
             return x_N3HW
         return crop(x_N3HW, actions_B2.repeat_interleave(clip_BS3HW.shape[1], 0), self.patch_size)
-
-    def _stacked(self, maps_NDHW: Tensor) -> Tensor:
-        """The maps of a clip's frames, on top of each other: (B, T * D, h, w)."""
-        return maps_NDHW.unflatten(0, (-1, self.frames)).flatten(1, 2)
 
     def _shrink(self, x_N3HW: Tensor) -> Tensor:
         """Frames as the glance network sees them."""

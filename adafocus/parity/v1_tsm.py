@@ -1,0 +1,32 @@
+"""AdaFocus V1 on TSM: evaluation, with the batch's own statistics in the policy, as the authors' code runs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adafocus.parity import catch, load, to_numpy, two_clips
+from harness.parity import ParityCase
+from harness.trace import Trace
+
+if TYPE_CHECKING:
+    from adafocus.v1_tsm import AdaFocusV1TSM
+
+_METHOD = "AdaFocus V1 + TSM"
+
+
+def v1_tsm_outputs(cls: type[AdaFocusV1TSM], case: ParityCase) -> dict[str, np.ndarray] | None:
+    """What our V1-TSM computes for `case`, by the pair's names; None if the pair is of another method."""
+    if case.spec["method"] != _METHOD:
+        return None
+    glance, focus = two_clips(case)
+    model = load(cls, case, focus_frames=focus.shape[1], policy_statistics="batch")
+    seen: dict[str, Tensor] = {}
+    handle = catch(seen, "mean", model.policy.actor)
+    with torch.inference_mode():
+        logits = model.infer({"glance": glance, "focus": focus}, trace=Trace(len(glance)))
+    handle.remove()
+    return to_numpy({"logits": logits, "actions": torch.sigmoid(seen["mean"][:, 0])})

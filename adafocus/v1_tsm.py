@@ -1,0 +1,422 @@
+"""AdaFocus V1 on TSM (ICCV 2021): temporally shifted networks, one patch place per video, learnt by reinforcement.
+
+For data sets where order matters (Something-Something). A light network glances at 8 frames, a policy draws
+from them one place for the 12 frames that a deep network sees closely, and both networks' logits are added.
+
+    bench.py run --methods adafocus-v1-tsm,adafocus-v2-tsm --datasets glyphs-motion
+
+Shapes: B videos, T glance frames, S focus frames, N = B * T or B * S, D features, C classes, P the patch's side,
+R places drawn per video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.nn.functional import cross_entropy
+
+from adafocus.official import family_state, mobilenet, place, resnet, substitute, under
+from adafocus.parity.v1_tsm import v1_tsm_outputs
+from adafocus.policy import scattered
+from adafocus.tsm_net import ShiftedNet, stacked
+from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
+from harness.errors import CheckpointError, UsageError, unknown
+from harness.layers.crop import crop_boxes, hard_crop
+from harness.layers.ppo import ActorCritic, normalised, ppo_losses
+from harness.layers.resize import resize
+from harness.official import Converted
+from harness.parity import ParityCase
+from harness.recognizer import Clips, EfficientRecognizer
+from harness.trace import Trace
+
+from mmaction.registry import MODELS
+
+CARD = {
+    "name": "adafocus-v1-tsm",
+    "class": "AdaFocusV1TSM",
+    "title": "AdaFocus V1 on TSM",
+    "paper": "Adaptive Focus for Efficient Video Recognition (arXiv 2105.03245)",
+    "year": 2021,
+    "adapts": ["space"],
+    "fidelity": "A",
+    "source": "https://github.com/blackfeather-wang/AdaFocus",
+    "summary": "Networks with temporal shift; one patch place per video, learnt by reinforcement (PPO)",
+    "version": 1,
+    "sizes": ["tiny", "paper"],
+    "knobs": {"patch_size": "train", "patches": "test"},
+    "settings": {},
+}
+
+PHASES = ("glance", "focus", "random", "policy", "finetune")
+PATCHES = ("learned", "random", "centre")
+STATISTICS = ("running", "batch")
+
+TINY_DEPARTURES = ("small networks", "AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD)")
+TINY_POLICY_DEPARTURES = ("several places drawn per video and update (paper: one)", "higher learning rate")
+
+
+def gaussian_policy(channels_in: int, side: int, channels: int, hidden: int) -> ActorCritic:
+    """V1-TSM's actor-critic: a 1x1 convolution over all frames' channels, a linear layer, a GRU that takes one step.
+
+    The actor's two outputs, after a sigmoid, are the mean (a_y, a_x) of a Gaussian.
+
+    Args:
+        channels_in: T * D, the maps of all glance frames stacked.
+        side: Height and width of the glance map.
+        channels: Of the 1x1 convolution.
+        hidden: Width of the linear layer and the GRU.
+
+    Source: adafocus.md 3.
+    """
+    encoder = nn.Sequential(
+        nn.Conv2d(channels_in, channels, 1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(channels * side * side, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+    )
+    return ActorCritic(encoder, hidden, hidden, 2)
+
+
+@MODELS.register_module()
+class AdaFocusV1TSM(EfficientRecognizer):
+    """AdaFocus V1 on TSM.
+
+    The authors' released optimizer leaves all but the focus network's first convolution at learning rate 0 in
+    the stages `random` and `finetune` (adafocus.md 14.1). The recipes here train what was meant.
+
+    Args:
+        num_classes: C.
+        frames: T, frames glanced at.
+        focus_frames: S, frames looked at closely, sampled on their own.
+        patch_size: P in pixels.
+        glance: Backbone that sees whole frames.
+        glance_side: Side in pixels at which it sees them; None for full resolution.
+        glance_resize: How frames get there, see `resize`.
+        focus: Backbone that sees the patches.
+        policy_channels, policy_hidden: See gaussian_policy.
+        action_std: Standard deviation of the places drawn in training. A place outside [0, 1] is moved to
+            the border, and its probability taken there, as in the code.
+        samples: R, places drawn per video and update.
+        policy_statistics: What the policy's batch norms use at test. `running`: what training collected, so that
+            videos do not influence each other; `batch`: the batch's own, which the authors' evaluation does
+            because switching to evaluation does not reach their policy. It needs two videos at least.
+        dropout: Before the heads.
+        align_crops: Glance and focus frames share the random crop in training. Off, as in the code.
+
+    Source: paper section 4.3 and appendix; adafocus.md 3 for what only the code says.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        frames: int = 8,
+        focus_frames: int = 12,
+        patch_size: int = 144,
+        glance: str = "mobilenet_v2",
+        glance_side: int | None = None,
+        glance_resize: str = "bilinear",
+        focus: str = "resnet50",
+        policy_channels: int = 64,
+        policy_hidden: int = 1024,
+        action_std: float = 0.25,
+        samples: int = 1,
+        policy_statistics: str = "running",
+        dropout: float = 0.5,
+        align_crops: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, **kwargs)
+        if patch_size > self.resolution:
+            raise UsageError(f"patch_size {patch_size} is larger than the frames of {self.resolution} px")
+        if samples < 1 or action_std <= 0:
+            raise UsageError(f"samples must be at least 1 and action_std positive, not {samples} and {action_std}")
+        if policy_statistics not in STATISTICS:
+            raise unknown("policy_statistics", policy_statistics, STATISTICS)
+        self.frames, self.focus_frames, self.patch_size = frames, focus_frames, patch_size
+        self.glance_side, self.glance_resize = glance_side or self.resolution, glance_resize
+        self.action_std, self.samples, self.policy_statistics = action_std, samples, policy_statistics
+        self.align_crops = align_crops
+        self.glance = ShiftedNet(glance, num_classes, dropout=dropout)
+        self.focus = ShiftedNet(focus, num_classes, dropout=dropout)
+        side = -(-self.glance_side // self.glance.stride)
+        self.policy = gaussian_policy(frames * self.glance.dim, side, policy_channels, policy_hidden)
+
+    # -- what it says of itself ------------------------------------------------------------------
+
+    @classmethod
+    def settings_for(cls, size: str, resolution: int) -> dict[str, Any]:
+        if size == "paper":
+            return {"patch_size": 144, "glance": "mobilenet_v2", "focus": "resnet50"}
+        return {
+            "patch_size": resolution // 2,
+            "glance": "mbtiny",
+            "glance_side": resolution // 4,
+            "glance_resize": "area",
+            "focus": "restiny",
+            "policy_channels": 16,
+            "policy_hidden": 64,
+            "samples": 4,
+            "dropout": 0.2,
+            "align_crops": True,
+        }
+
+    def recipe(self, size: str) -> Sequence[Stage]:
+        parts: dict[str, dict[str, Any]] = {
+            "glance": {
+                "trained": ("glance",),
+                "init": (InitFrom(f"pretrained:{self.glance.name}", into="glance.backbone"),),
+            },
+            "focus": {
+                "trained": ("focus",),
+                "init": (InitFrom(f"pretrained:{self.focus.name}", into="focus.backbone"),),
+            },
+            "random": {
+                "trained": ("focus",),
+                "init": (
+                    InitFrom("stage:glance", into="glance", take="glance"),
+                    InitFrom("stage:focus", into="focus.backbone", take="focus.backbone"),
+                ),
+            },
+            "policy": {"trained": ("policy",), "init": (InitFrom("stage:random"),)},
+            "finetune": {"trained": ("focus.head",), "init": (InitFrom("stage:policy"),)},
+        }
+        schedules = _paper_schedules() if size == "paper" else _tiny_schedules()
+        make = Stage if size == "paper" else tiny_stage
+        return [make(name, settings={"phase": name}, **part, **schedules[name]) for name, part in parts.items()]
+
+    def clip_requests(self, point: Mapping[str, Any] = EMPTY, *, stage: Stage | None = None) -> tuple[ClipRequest, ...]:
+        crops: Any = "shared" if self.align_crops else "own"
+        glance = ClipRequest(self.frames, "glance", short="first")
+        focus = ClipRequest(self.focus_frames, "focus", short="first", crop=crops)
+        return {"glance": (glance,), "focus": (focus,)}.get(_phase(stage), (glance, focus))
+
+    def operating_points(self, budgets: Sequence[float] = ()) -> Sequence[OperatingPoint]:
+        """The default; and the same weights with a patch that needs no policy."""
+        return [OperatingPoint("full"), *(OperatingPoint(f"patches={p}", {"patches": p}) for p in PATCHES[1:])]
+
+    @classmethod
+    def from_official(cls, content: Mapping[str, Any], **given: Any) -> Converted | None:
+        """Settings and state dict out of the authors' checkpoint; None for other methods' files.
+
+        `patch_size` and `focus_frames` stand in no tensor; they must be given where they are not 144 and 12.
+
+        Raises:
+            CheckpointError: The file is of the first stage and has no policy.
+
+        Source: adafocus.md 13.
+        """
+        state = family_state(content)
+        if "fc.weight" not in state or not any(name.startswith("focuser.net.base_model.") for name in state):
+            return None
+        if "policy.gru.weight_ih_l0" not in state:
+            raise CheckpointError("the checkpoint of AdaFocus V1 on TSM has no policy: use one of a later stage")
+        placed = place(
+            state,
+            [
+                ("glancer.net.classifier.", under("glance.head.")),
+                ("glancer.net.", mobilenet("glance.backbone.", state, "glancer.net.")),
+                ("focuser.net.base_model.", resnet("focus.backbone.")),
+                ("fc.", under("focus.head.")),
+                ("policy.", substitute(r"^(?:state_(encoder)|(gru)\b|(actor|critic)\.0)\.", r"policy.\1\2\3.")),
+            ],
+        )
+        convolution, head = placed.state["policy.encoder.0.weight"], placed.state["glance.head.weight"]
+        settings = {
+            "num_classes": head.shape[0],
+            "frames": convolution.shape[1] // head.shape[1],
+            "focus_frames": 12,
+            "patch_size": 144,
+            "glance": "mobilenet_v2",
+            "focus": "resnet50",
+            "policy_channels": convolution.shape[0],
+            "policy_hidden": placed.state["policy.gru.weight_hh_l0"].shape[1],
+        }
+        return Converted("adafocus-v1-tsm", settings | given, placed.state, placed.unused, placed.unplaced)
+
+    @classmethod
+    def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:
+        """Outputs for a recorded pair of the authors (harness.parity); None where it is not V1-TSM's."""
+        return v1_tsm_outputs(cls, case)
+
+    # -- training --------------------------------------------------------------------------------
+
+    def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
+        """The losses of the stage's phase (its setting `phase`; `random` where there is no stage).
+
+        Glance and focus: cross entropy of one network on whole frames. Random and finetune: cross entropy of
+        both networks' sum, with a random place per video or the policy's. Policy: PPO.
+
+        Source: adafocus.md 3.
+        """
+        phase, clips, target_B = _phase(self.stage), self.as_clips(inputs), self.labels(data_samples)
+        if phase not in PHASES:
+            raise unknown("phase", phase, PHASES)
+        if phase == "focus":
+            return {"loss_focus": cross_entropy(self._focus_logits(self.normalise(clips["focus"])), target_B)}
+        glance_N3HW = self.normalise(clips["glance"].flatten(0, 1))
+        if phase == "glance":
+            return {"loss_glance": cross_entropy(self._glance(glance_N3HW)[1], target_B)}
+        with torch.no_grad():
+            maps, glance_BC = self._glance(glance_N3HW)
+        focus_BS3HW = self.normalise(clips["focus"])
+        if phase == "policy":
+            return self._policy_losses(focus_BS3HW, stacked(maps, self.frames), glance_BC, target_B)
+        if phase == "random":
+            places_B2 = torch.rand(len(target_B), 2, device=maps.device)
+        else:
+            with torch.no_grad():
+                places_B2 = self._mean_place(stacked(maps, self.frames))
+        return {"loss_sum": cross_entropy(glance_BC + self._focus_logits(focus_BS3HW, places_B2), target_B)}
+
+    def _policy_losses(
+        self, focus_BS3HW: Tensor, stacked_BEHW: Tensor, glance_BC: Tensor, target_B: Tensor
+    ) -> dict[str, Tensor]:
+        """PPO with a single step: what a drawn place adds to the true class's probability over a random one.
+
+        A batch gets one update, so the policy that acts is the one that is trained.
+        """
+        out_B12, value_B1, _ = self.policy(stacked_BEHW[:, None])
+        acts = Normal(torch.sigmoid(out_B12[:, 0]), self.action_std)
+        places_RB2 = acts.sample(torch.Size((self.samples,))).clamp(0, 1)
+        with torch.no_grad():
+            random_B2 = torch.rand_like(places_RB2[0])
+            usual_B = self._truth(focus_BS3HW, random_B2, glance_BC, target_B)
+            gains = [self._truth(focus_BS3HW, drawn_B2, glance_BC, target_B) - usual_B for drawn_B2 in places_RB2]
+            rewards_RB = torch.stack(gains)
+        log_probs_RB = acts.log_prob(places_RB2).sum(-1)
+        values_RB = value_B1[:, 0].expand_as(rewards_RB)
+        entropies_B = acts.entropy().sum(-1)  # constant, as the deviation is
+        losses = ppo_losses(log_probs_RB, log_probs_RB, values_RB, normalised(rewards_RB), entropies_B)
+        return losses | {"reward": rewards_RB.mean()}
+
+    def _truth(self, focus_BS3HW: Tensor, places_B2: Tensor, glance_BC: Tensor, target_B: Tensor) -> Tensor:
+        """Probability of the true class (B,) with patches at these places."""
+        scores_BC = (glance_BC + self._focus_logits(focus_BS3HW, places_B2)).float().softmax(-1)
+        return scores_BC.gather(1, target_B[:, None])[:, 0]
+
+    def _focus_logits(self, focus_BS3HW: Tensor, places_B2: Tensor | None = None) -> Tensor:
+        """Logits (B, C) of the focus network on patches, on whole frames where no place is given."""
+        x_N3HW = focus_BS3HW.flatten(0, 1) if places_B2 is None else self._patches(focus_BS3HW, places_B2)
+        vectors = self.focus.vectors(self.focus.maps(x_N3HW, self.focus_frames))
+        return self.focus.logits(vectors, self.focus_frames)
+
+    def _patches(self, focus_BS3HW: Tensor, places_B2: Tensor) -> Tensor:
+        """The same place of all frames of a video, on whole pixels (B * S, 3, P, P)."""
+        places_N2 = places_B2.repeat_interleave(focus_BS3HW.shape[1], 0)
+        return hard_crop(focus_BS3HW.flatten(0, 1), places_N2, self.patch_size)
+
+    def _glance(self, x_N3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature maps (N, D, h, w) and logits (B, C) of the glance network."""
+        maps = self.glance.maps(resize(x_N3HW, self.glance_side, self.glance_resize), self.frames)
+        return maps, self.glance.logits(self.glance.vectors(maps), self.frames)
+
+    def _mean_place(self, stacked_BEHW: Tensor) -> Tensor:
+        """The Gaussian's mean (B, 2)."""
+        return torch.sigmoid(self.policy.act(stacked_BEHW[:, None])[0][:, 0])
+
+    # -- evaluation ------------------------------------------------------------------------------
+
+    def infer(
+        self,
+        clips: Clips,
+        point: Mapping[str, Any] = EMPTY,
+        *,
+        trace: Trace,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Logits (B, C). `point` may hold `patches`: `random` and `centre` look there and run no policy.
+
+        With a `generator` the place is drawn from the policy's Gaussian, or a random one anew.
+        """
+        side, size = self.glance_side, self.patch_size
+        with trace.event("glance", shape=(3, side, side), variant=self.glance.name, rows=self.frames):
+            maps, logits = self._glance(self.normalise(clips["glance"].flatten(0, 1)))
+        places_B2 = self._places(clips["focus"], maps, point.get("patches", "learned"), trace, generator)
+        with trace.event("focus", shape=(3, size, size), variant=self.focus.name, rows=self.focus_frames):
+            logits = logits + self._focus_logits(self.normalise(clips["focus"]), places_B2)
+        if trace.details:
+            boxes = crop_boxes(places_B2, size, self.resolution)[:, None].expand(-1, self.focus_frames, -1)
+            trace.note_boxes("focus", range(self.focus_frames), boxes)
+        return logits
+
+    def _places(
+        self, focus_BS3HW: Tensor, maps: Tensor, patches: str, trace: Trace, generator: torch.Generator | None
+    ) -> Tensor:
+        """Where to look (B, 2)."""
+        device = focus_BS3HW.device
+        if patches == "centre":
+            return torch.full((len(focus_BS3HW), 2), 0.5, device=device)
+        if patches == "random":
+            if generator is None:
+                return scattered(focus_BS3HW[:, :1])[:, 0]
+            return torch.rand(len(focus_BS3HW), 2, generator=generator, device=generator.device).to(device)
+        if patches != "learned":
+            raise unknown("patches", patches, PATCHES)
+        seen = stacked(maps, self.frames)
+        statistics = batch_statistics(self.policy) if self.policy_statistics == "batch" else nullcontext()
+        with trace.event("policy", shape=seen.shape[1:]), statistics:
+            mean_B2 = self._mean_place(seen)
+        if generator is None:
+            return mean_B2
+        noise_B2 = torch.randn(mean_B2.shape, generator=generator, device=generator.device).to(mean_B2)
+        return (mean_B2 + self.action_std * noise_B2).clamp(0, 1)
+
+
+@contextmanager
+def batch_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms inside `module` use the batch's own statistics, and their running ones stay as they are."""
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
+    before = [part.training for part in norms]
+    for part in norms:
+        part.training, part.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for part, training in zip(norms, before, strict=True):
+            part.training, part.track_running_stats = training, True
+
+
+def _phase(stage: Stage | None) -> str:
+    return "random" if stage is None else str(stage.settings.get("phase", "random"))
+
+
+def _paper_schedules() -> dict[str, dict[str, Any]]:
+    """The Something-Something commands with the learning rates that were meant (adafocus.md 3, 14.1)."""
+    tsm: dict[str, Any] = {"epochs": 50, "batch_size": 64, "lr": 0.01, "weight_decay": 5e-4, "clip_grad": 20.0}
+    tsm |= {"schedule": "step", "milestones": (20, 40)}
+    backbone = (ParamGroup(("focus.backbone",), lr_mult=1e-3),)
+    return {
+        "glance": tsm,
+        "focus": tsm,
+        "random": {"epochs": 10, "batch_size": 64, "lr": 0.01, "weight_decay": 1e-4, "groups": backbone},
+        "policy": {"epochs": 50, "batch_size": 64, "lr": 3e-4, "optimizer": "Adam", "schedule": "constant"},
+        "finetune": {"epochs": 10, "batch_size": 32, "lr": 5e-4, "weight_decay": 1e-4},
+    }
+
+
+def _tiny_schedules() -> dict[str, dict[str, Any]]:
+    """`tiny_stage` with these changes."""
+    return {
+        "glance": {"epochs": 8, "departures": TINY_DEPARTURES},
+        "focus": {"epochs": 8, "departures": TINY_DEPARTURES},
+        "random": {"epochs": 6, "lr": 2e-3, "departures": TINY_DEPARTURES},
+        "policy": {
+            "epochs": 20,
+            "lr": 3e-3,
+            "optimizer": "Adam",
+            "weight_decay": 0.0,
+            "schedule": "constant",
+            "departures": TINY_POLICY_DEPARTURES,
+        },
+        "finetune": {"epochs": 2, "lr": 1e-3, "departures": TINY_DEPARTURES},
+    }
