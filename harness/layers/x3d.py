@@ -21,6 +21,7 @@ from harness.errors import CheckpointError
 from harness.layers.backbones import Backbone, MBTiny, ResTiny
 
 from mmaction.models.backbones.x3d import X3D as Trunk
+from mmaction.models.backbones.x3d import BlockX3D
 
 
 class Backbone3D(Backbone):
@@ -58,6 +59,10 @@ class X3D(Backbone3D):
     def trunk(self, x: Tensor) -> Tensor:
         x_B3THW = x.unflatten(0, (-1, self.segments)).transpose(1, 2)
         return self.net(x_B3THW).transpose(1, 2).flatten(0, 1)
+
+    def blocks(self) -> list[Any]:
+        """The residual blocks, mmaction2's `BlockX3D`."""
+        return [module for module in self.net.modules() if isinstance(module, BlockX3D)]
 
 
 class TimeMixer(nn.Module):

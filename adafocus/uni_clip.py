@@ -1,0 +1,410 @@
+"""What Uni-AdaFocus on TSM and on X3D share: one box per video, frames that matter, and two exits.
+
+A light network over time glances at a few frames. From its maps a policy places one box for the whole
+video, from its vectors another weighs the frames; the deep network sees the box in frames of its own. A
+video that is clear after the glance leaves before the policies run.
+
+Shapes: B videos, T glance frames, M candidate frames, N focus frames, D features, C classes, P the patch's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from adafocus.policy import scattered
+from adafocus.tsm_net import TwoHeadNet
+from adafocus.uni_policies import InterpolationHead, SpatialPolicy, TemporalPolicy, monte_carlo_logits, size_prior
+from adafocus.x3d_net import OverTimeNet
+from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
+from harness.errors import UsageError, unknown
+from harness.layers.crop import box_stretch, deformable_boxes, deformable_crop, unstretched
+from harness.layers.exits import calibrate_thresholds, point_thresholds, should_exit
+from harness.layers.frame_sampling import sample_frames
+from harness.layers.resize import resize
+from harness.recognizer import Clips, EfficientRecognizer
+from harness.trace import Trace
+
+SPATIAL = ("learned", "random", "centre")
+TEMPORAL = ("learned", "uniform")
+EXIT_HEADS = ("aux", "main")
+
+TINY_DEPARTURES = (
+    "small networks",
+    "AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD, cosine, clipping at 20)",
+    "glance and focus frames share the random crop in training (paper's code: each list its own)",
+    "the policies start at the frame's centre and at equal weights (paper: random initial weights)",
+)
+
+
+class UniClip(EfficientRecognizer):
+    """Uni-AdaFocus for networks over time; a subclass names the two networks.
+
+    Exit 0 lies behind the glance and before both policies, exit 1 at the end.
+
+    Args:
+        num_classes: C.
+        frames: T.
+        focus_frames: N.
+        group: Candidates per focus frame, M = N * group.
+        patch_size: P in pixels.
+        smallest_box: Side of the smallest box in pixels; None for 3/7 of the frame, the paper's 96 of 224.
+        glance_side: Side in pixels at which the glance network sees whole frames; None for full resolution.
+        glance_resize: How frames get there, see `resize`.
+        spatial: The box is `learned`; `random` and `centre` cut P x P pixels without policy network.
+        temporal: Focus frames by `learned` weights, or `uniform`.
+        deformable: The box has a learned height and width; else P x P pixels.
+        spatial_channels, temporal_channels: Width of the policies' hidden convolutions.
+        policies_centred: Start the spatial policy at the centre and the temporal one at equal weights.
+        random_pass: Train the focus network on a random box too.
+        size_weight: Weight of the prior that pulls the box towards the whole frame (the code's `norm_ratio`).
+        draws: Random orders of the Monte-Carlo estimate, see `monte_carlo_logits`.
+        align_crops: Glance and candidate frames share the random crop in training. Off, as in the code: the
+            authors crop both lists on their own, so in training the box is off by the crops' difference.
+        sample_wise: With the exit behind the glance; off: no exits.
+        exit_head: Head of the glance network that speaks at exit 0: `aux`, which its backbone learnt through,
+            as in the code, or `main`, one half of the final sum. X3D's published exit costs count `main` alone.
+        exit_score: See `exit_scores`; the code's confidence is `logit`.
+
+    Source: adafocus.md 9 and 10 (the code). As on ActivityNet, the focus network sees learned and random
+    patches as one batch in training.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        frames: int = 8,
+        focus_frames: int = 12,
+        group: int = 3,
+        patch_size: int = 128,
+        smallest_box: int | None = None,
+        glance_side: int | None = None,
+        glance_resize: str = "bilinear",
+        spatial: str = "learned",
+        temporal: str = "learned",
+        deformable: bool = True,
+        spatial_channels: int = 128,
+        temporal_channels: int = 64,
+        policies_centred: bool = False,
+        random_pass: bool = True,
+        size_weight: float = 0.5,
+        draws: int = 128,
+        align_crops: bool = False,
+        sample_wise: bool = True,
+        exit_head: str = "aux",
+        exit_score: str = "softmax",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, **kwargs)
+        for name, value, known in (
+            ("spatial", spatial, SPATIAL),
+            ("temporal", temporal, TEMPORAL),
+            ("exit_head", exit_head, EXIT_HEADS),
+        ):
+            if value not in known:
+                raise unknown(name, value, known)
+        if patch_size > self.resolution:
+            raise UsageError(f"patch_size {patch_size} is larger than the frames of {self.resolution} px")
+        self.frames, self.focus_frames, self.candidates = frames, focus_frames, focus_frames * group
+        self.patch_size, self.deformable = patch_size, deformable
+        self.stretch = box_stretch(patch_size, smallest_box or self.resolution * 3 // 7, self.resolution)
+        self.glance_side, self.glance_resize = glance_side or self.resolution, glance_resize
+        self.spatial, self.temporal, self.random_pass = spatial, temporal, random_pass
+        self.spatial_channels, self.temporal_channels = spatial_channels, temporal_channels
+        self.policies_centred = policies_centred
+        self.size_weight, self.draws, self.align_crops = size_weight, draws, align_crops
+        self.exits, self.exit_head, self.exit_score = 2 * sample_wise, exit_head, exit_score
+
+    def _assemble(self, glance: TwoHeadNet | OverTimeNet, focus: TwoHeadNet | OverTimeNet) -> None:
+        """Take the two networks and build the policies for them; called once, by the subclass."""
+        self.glance, self.focus = glance, focus
+        side = -(-self.glance_side // glance.stride)
+        if self.spatial == "learned":
+            self.spatial_policy = SpatialPolicy(
+                glance.dim,
+                side,
+                self.spatial_channels,
+                self.frames,
+                outputs=4 if self.deformable else 2,
+                centred=self.policies_centred,
+            )
+            cells = self._cells(self.patch_size * side / self.resolution)
+            self.spatial_head = InterpolationHead(glance.dim, self.num_classes, cells, self.stretch)
+        if self.temporal == "learned":
+            self.temporal_policy = TemporalPolicy(glance.dim, self.temporal_channels, centred=self.policies_centred)
+
+    def _cells(self, exact: float) -> int:
+        """Side of the cropped glance map, out of the patch's exact share of it."""
+        raise NotImplementedError
+
+    # -- what it says of itself ------------------------------------------------------------------
+
+    def _init(self) -> tuple[InitFrom, ...]:
+        return (
+            InitFrom(f"pretrained:{self.glance.name}", into="glance.backbone"),
+            InitFrom(f"pretrained:{self.focus.name}", into="focus.backbone"),
+        )
+
+    def _groups(self, policies: float, glance: float) -> tuple[ParamGroup, ...]:
+        """Learning-rate factors of the policies, and of the glance network with the spatial policy's head."""
+        parts = dict(self.named_children())
+        learnt = tuple(name for name in ("spatial_policy", "temporal_policy") if name in parts)
+        slow = tuple(name for name in ("glance", "spatial_head") if name in parts)
+        return (*((ParamGroup(learnt, lr_mult=policies),) if learnt else ()), ParamGroup(slow, lr_mult=glance))
+
+    def _tiny_recipe(self, **changes: Any) -> list[Stage]:
+        groups = self._groups(0.5, 1.0)
+        return [tiny_stage("main", **{"groups": groups, "init": self._init(), "departures": TINY_DEPARTURES} | changes)]
+
+    def clip_requests(self, point: Mapping[str, Any] = EMPTY, *, stage: Stage | None = None) -> tuple[ClipRequest, ...]:
+        crops: Any = "shared" if self.align_crops else "own"
+        return (
+            ClipRequest(self.frames, "glance", sampler="uniform"),
+            ClipRequest(self.candidates, "candidates", sampler="uniform", crop=crops),
+        )
+
+    # -- training --------------------------------------------------------------------------------
+
+    def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
+        """Cross entropies of the sum, of each network's auxiliary head and of both policies; see `losses`."""
+        clips = self.as_clips(inputs)
+        batch, device = len(clips["glance"]), clips["glance"].device
+        frame_noise_BN = torch.rand(batch, self.focus_frames, device=device)
+        return self.losses(clips, self.labels(data_samples), frame_noise_BN, torch.rand(batch, 2, device=device))
+
+    def losses(self, clips: Clips, target_B: Tensor, frame_noise_BN: Tensor, random_B2: Tensor) -> dict[str, Tensor]:
+        """Losses for given noise of the frame sampler and given random boxes (y, x).
+
+        The losses of learned and of random boxes are averaged; those of the glance and of the policies have
+        weight 1. The sum's loss trains the two heads alone, each network learns from its auxiliary head, the
+        temporal policy from `loss_temporal` alone, the spatial one from `loss_spatial` and `loss_size`.
+
+        Source: adafocus.md 9.
+        """
+        maps, vectors = self._look_around(clips["glance"])
+        logits_BC = self.glance.logits(vectors, self.frames)
+        frame_logits_BTC = self.glance.aux_logits(vectors, self.frames)
+        losses = {"loss_glance": cross_entropy(frame_logits_BTC.mean(1), target_B)}
+        weights_BT = self._weights(vectors.detach())
+        if self.temporal == "learned":
+            first = max(1, self.frames // 3)
+            known = frame_logits_BTC.detach().to(weights_BT.dtype)
+            losses["loss_temporal"] = cross_entropy(
+                monte_carlo_logits(known, weights_BT, first, draws=self.draws), target_B
+            )
+        passes = self._training_boxes(maps.detach(), random_B2, target_B, losses)
+        indices_BN = sample_frames(weights_BT, self.focus_frames, self.candidates, frame_noise_BN)
+        x_BN3HW = self.normalise(_pick(clips["candidates"], indices_BN))
+        actions = torch.cat(list(passes.values()))
+        focus_ND = self._look_closely(x_BN3HW.repeat(len(passes), 1, 1, 1, 1), actions)
+        sums = logits_BC.repeat(len(passes), 1) + self.focus.logits(focus_ND, self.focus_frames)
+        auxiliary = self.focus.aux_logits(focus_ND, self.focus_frames).mean(1)
+        for name, total, own in zip(passes, sums.split(len(target_B)), auxiliary.split(len(target_B)), strict=True):
+            losses[f"loss_{name}"] = cross_entropy(total, target_B) / len(passes)
+            losses[f"loss_focus_{name}"] = cross_entropy(own, target_B) / len(passes)
+        return losses
+
+    def _training_boxes(
+        self, maps: Tensor, random_B2: Tensor, target_B: Tensor, losses: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Actions (B, 4) of each pass of the focus network; the spatial policy's losses go into `losses`."""
+        if self.spatial == "random":
+            return {"random": self._unstretched(random_B2)}
+        if self.spatial == "centre":
+            return {"centre": self._unstretched(torch.full_like(random_B2, 0.5))}
+        actions_B4 = self._box(maps)
+        losses["loss_spatial"] = cross_entropy(self.spatial_head(self._over_time(maps), actions_B4[:, None]), target_B)
+        if self.deformable:
+            losses["loss_size"] = self.size_weight * size_prior(actions_B4)
+        learned = {"learned": actions_B4.detach()}
+        return learned | {"random": self._unstretched(random_B2)} if self.random_pass else learned
+
+    # -- evaluation ------------------------------------------------------------------------------
+
+    def infer(
+        self,
+        clips: Clips,
+        point: Mapping[str, Any] = EMPTY,
+        *,
+        trace: Trace,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Logits (B, C). `point` may hold `thresholds` (2,), or `exit_at`, the exit forced on every video."""
+        thresholds = point_thresholds(point, self.exits)
+        videos = trace.videos
+        with self._clip_event(trace, "glance"):
+            maps, vectors = self._look_around(clips["glance"])
+        if trace.training_parts:
+            self._unused_heads(vectors, trace, exit_runs=thresholds is not None)
+        if thresholds is None:
+            trace.frames_used = np.full(videos, self.frames + self.focus_frames, dtype=np.float64)
+            return self._finish(clips["candidates"], maps, vectors, None, trace, None, generator)
+        first = self._first_exit(vectors, trace)
+        stays = ~should_exit(first, thresholds[0], self.exit_score)
+        there = stays.nonzero()[:, 0]
+        trace.exit_step = stays.cpu().numpy().astype(np.int64)
+        trace.frames_used = self.frames + self.focus_frames * trace.exit_step.astype(np.float64)
+        if not len(there):
+            return first
+        rows = (there[:, None] * self.frames + torch.arange(self.frames, device=there.device)).flatten()
+        ready = first[there] if self.exit_head == "main" else None
+        result = first.clone()
+        result[there] = self._finish(
+            clips["candidates"][there], maps[rows], vectors[rows], ready, trace, there.cpu().numpy(), generator
+        ).to(first.dtype)
+        return result
+
+    def infer_exits(self, clips: Clips, *, trace: Trace) -> Tensor:
+        """Logits at both exits (B, 2, C)."""
+        with self._clip_event(trace, "glance"):
+            maps, vectors = self._look_around(clips["glance"])
+        first = self._first_exit(vectors, trace)
+        ready = first if self.exit_head == "main" else None
+        last = self._finish(clips["candidates"], maps, vectors, ready, trace, None, None)
+        return torch.stack((first, last), dim=1)
+
+    def calibrate(self, exit_logits_NKC: np.ndarray, exit_costs_K: np.ndarray, budget: float) -> dict[str, Any]:
+        thresholds = calibrate_thresholds(exit_logits_NKC, exit_costs_K, budget, score=self.exit_score)
+        return {"thresholds": [float(t) for t in thresholds]}
+
+    def _first_exit(self, vectors: Tensor, trace: Trace) -> Tensor:
+        """Logits (B, C) after the glance."""
+        if self.exit_head == "main":
+            with self._head_event(trace, "glance"):
+                return self.glance.logits(vectors, self.frames)
+        with self._head_event(trace, "glance", aux=True):
+            return self.glance.aux_logits(vectors, self.frames).mean(1)
+
+    def _finish(
+        self,
+        candidates: Tensor,
+        maps: Tensor,
+        vectors: Tensor,
+        glance_BC: Tensor | None,
+        trace: Trace,
+        videos: np.ndarray | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Logits (B, C) of the videos that did not leave after the glance; `glance_BC` where they are known."""
+        indices_BN = self._choose_frames(vectors, trace, videos)
+        actions_B4 = self._choose_box(candidates, maps, trace, videos, generator)
+        with self._clip_event(trace, "focus", videos=videos):
+            x_BN3HW = self.normalise(_pick(candidates, indices_BN))
+            focus_ND = self._look_closely(x_BN3HW, actions_B4)
+        if trace.details:
+            boxes = deformable_boxes(actions_B4, self.stretch)[:, None].expand(-1, self.focus_frames, -1)
+            for row, steps in enumerate(indices_BN.tolist()):
+                trace.note_boxes("focus", steps, boxes[row : row + 1], [row if videos is None else int(videos[row])])
+        if trace.training_parts:
+            with self._head_event(trace, "focus", aux=True, videos=videos, training_only=True):
+                self.focus.aux_logits(focus_ND, self.focus_frames)
+        if glance_BC is None:
+            with self._head_event(trace, "glance", videos=videos):
+                glance_BC = self.glance.logits(vectors, self.frames)
+        with self._head_event(trace, "focus", videos=videos):
+            return glance_BC + self.focus.logits(focus_ND, self.focus_frames)
+
+    def _choose_frames(self, vectors: Tensor, trace: Trace, videos: np.ndarray | None) -> Tensor:
+        """Indices (B, N) into the candidates."""
+        if self.temporal != "learned":
+            return sample_frames(self._weights(vectors), self.focus_frames, self.candidates)
+        with trace.event("temporal policy", shape=(self.frames, self.glance.dim), videos=videos):
+            weights_BT = self._weights(vectors)
+        return sample_frames(weights_BT, self.focus_frames, self.candidates)
+
+    def _choose_box(
+        self,
+        candidates: Tensor,
+        maps: Tensor,
+        trace: Trace,
+        videos: np.ndarray | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Actions (B, 4)."""
+        if self.spatial == "learned":
+            count: dict[str, Any] = {"shape": (self.frames, *maps.shape[1:]), "videos": videos}
+            with trace.event("spatial policy", **count):
+                actions_B4 = self._box(maps)
+            if trace.training_parts:
+                with trace.event("spatial head", training_only=True, **count):
+                    self.spatial_head(self._over_time(maps), actions_B4[:, None])
+            return actions_B4
+        if self.spatial == "centre":
+            places = torch.full((len(candidates), 2), 0.5, device=candidates.device)
+        elif generator is None:
+            places = scattered(candidates[:, :1])[:, 0]
+        else:
+            places = torch.rand(trace.videos, 2, generator=generator, device=generator.device).to(candidates.device)
+            places = places if videos is None else places[torch.as_tensor(videos)]
+        return self._unstretched(places)
+
+    def _unused_heads(self, vectors: Tensor, trace: Trace, *, exit_runs: bool) -> None:
+        """The glance network's auxiliary head where no exit needs it (the published costs of TSM count it)."""
+        if exit_runs and self.exit_head == "aux":
+            return
+        with self._head_event(trace, "glance", aux=True, training_only=True):
+            self.glance.aux_logits(vectors, self.frames)
+
+    def _clip_event(
+        self, trace: Trace, name: str, videos: np.ndarray | None = None
+    ) -> AbstractContextManager[None]:
+        """The event of a network's backbone; a shifted one works frame by frame, one over time on the clip."""
+        net = self.get_submodule(name)
+        frames, side = (self.frames, self.glance_side) if name == "glance" else (self.focus_frames, self.patch_size)
+        if isinstance(net, OverTimeNet):
+            return trace.event(name, shape=(frames, 3, side, side), variant=net.name, videos=videos)
+        return trace.event(name, shape=(3, side, side), variant=str(net.name), videos=videos, rows=frames)
+
+    def _head_event(self, trace: Trace, name: str, *, aux: bool = False, **count: Any) -> AbstractContextManager[None]:
+        """The event of a network's head, which works on frames or, X3D's own, once per clip."""
+        net: Any = self.get_submodule(name)
+        rows = self.frames if name == "glance" else self.focus_frames
+        if isinstance(net, OverTimeNet) and not aux:
+            rows = 1
+        return trace.event(f"{name} head", shape=(net.dim,), rows=rows, **count)
+
+    # -- parts of both ---------------------------------------------------------------------------
+
+    def _look_around(self, clip_BT3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (B * T, D, h, w) and vectors (B * T, D) of the glance."""
+        x_N3HW = self.normalise(clip_BT3HW.flatten(0, 1))
+        maps = self.glance.maps(resize(x_N3HW, self.glance_side, self.glance_resize), self.frames)
+        return maps, self.glance.vectors(maps)
+
+    def _look_closely(self, x_BN3HW: Tensor, actions_B4: Tensor) -> Tensor:
+        """Vectors (B * N, D) of the same box in all focus frames of a video."""
+        x_N3HW = x_BN3HW.flatten(0, 1)
+        boxes = actions_B4.to(x_N3HW.dtype).repeat_interleave(self.focus_frames, 0)
+        patches = deformable_crop(x_N3HW, boxes, self.patch_size, self.stretch)
+        return self.focus.vectors(self.focus.maps(patches, self.focus_frames))
+
+    def _weights(self, vectors_ND: Tensor) -> Tensor:
+        """Importance (B, T) of the glance frames."""
+        vectors_BTD = vectors_ND.unflatten(0, (-1, self.frames))
+        if self.temporal == "learned":
+            return self.temporal_policy(vectors_BTD)
+        return vectors_BTD.new_full(vectors_BTD.shape[:2], 1 / self.frames, dtype=torch.float32)
+
+    def _box(self, maps_NDHW: Tensor) -> Tensor:
+        """One action (B, 4) per video."""
+        actions = self.spatial_policy(self._over_time(maps_NDHW))[:, 0]
+        return actions if self.deformable else self._unstretched(actions)
+
+    def _over_time(self, maps_NDHW: Tensor) -> Tensor:
+        return maps_NDHW.unflatten(0, (-1, self.frames))
+
+    def _unstretched(self, places: Tensor) -> Tensor:
+        """Boxes (..., 4) of P x P pixels at the places (..., 2)."""
+        return torch.cat((places, torch.full_like(places, unstretched(self.stretch))), dim=-1)
+
+
+def _pick(x_BM: Tensor, indices_BN: Tensor) -> Tensor:
+    """Each video's own frames: (B, M, ...) to (B, N, ...)."""
+    return x_BM[torch.arange(len(x_BM), device=x_BM.device)[:, None], indices_BN]
