@@ -14,17 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adafocus.official import family_state, mobilenet, place, resnet, substitute, under
 from adafocus.order import frame_order
 from adafocus.parity.uni import uni_outputs
 from adafocus.policy import scattered
+from adafocus.uni_official import uni_official
 from adafocus.uni_policies import (
     InterpolationHead,
     SpatialPolicy,
@@ -78,8 +78,7 @@ TINY_DEPARTURES = (
 )
 
 
-@dataclass
-class _Glance:
+class _Glance(NamedTuple):
     """What the glance yields; rows are videos."""
 
     maps_BTDHW: Tensor
@@ -289,36 +288,7 @@ class UniAdaFocus(EfficientRecognizer):
 
         `patch_size` stands in no tensor; it must be given where it is not 128. Source: adafocus.md 13.
         """
-        state = family_state(content)
-        if "classifier.local_classifiers.0.1.weight" not in state or "spatial_policy.encoder.9.weight" not in state:
-            return None
-        placed = place(
-            state,
-            [
-                ("global_CNN_fc.", under("glance_head.")),
-                ("local_CNN_fc.", under("focus_head.")),
-                ("global_CNN.", mobilenet("glance.", state, "global_CNN.")),
-                ("local_CNN.", resnet("focus.")),
-                ("aux_fc.", under("spatial_head.fc.")),
-                ("spatial_policy.", under("spatial_policy.")),
-                ("temporal_policy.", under("temporal_policy.")),
-                ("classifier.global_mlp.layers.", under("glance_classifier.embed.")),
-                ("classifier.local_mlp.layers.", under("classifier.embed.")),
-                ("classifier.global_classifiers.", substitute(r"^(\d+)\.1\.", r"glance_classifier.heads.\1.")),
-                ("classifier.local_classifiers.", substitute(r"^(\d+)\.1\.", r"classifier.heads.\1.")),
-            ],
-        )
-        found = placed.state
-        settings = {
-            "num_classes": found["classifier.heads.0.weight"].shape[0],
-            "frames": _heads(found, "classifier."),
-            "glance_frames": _heads(found, "glance_classifier."),
-            "patch_size": 128,
-            "spatial_channels": found["spatial_policy.encoder.0.weight"].shape[0],
-            "temporal_channels": found["temporal_policy.Tconv.0.weight"].shape[0],
-            "classifier_hidden": found["classifier.embed.0.weight"].shape[0],
-        }
-        return Converted("uni-adafocus", settings | given, found, placed.unused, placed.unplaced)
+        return uni_official(content, given)
 
     @classmethod
     def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:
@@ -343,9 +313,7 @@ class UniAdaFocus(EfficientRecognizer):
         Source: adafocus.md 8.2, 8.3.
         """
         batch = len(target_B)
-        glance = self._features(clips["glance"])
-        maps, vectors_BTD = glance.maps_BTDHW, glance.vectors_BTD
-        peaks_BTH = glance.peaks_BTH
+        maps, vectors_BTD, peaks_BTH = self._look_around(clips["glance"], Trace(batch))
         share = self.glance_frames / (self.glance_frames + self.frames)
         losses = {"loss_glance_steps": share * every_step(self.glance_classifier.classify(peaks_BTH), target_B)}
         weights_BT, policy_losses = self._temporal_losses(vectors_BTD, target_B)
@@ -453,8 +421,8 @@ class UniAdaFocus(EfficientRecognizer):
                 videos = there.cpu().numpy()
                 trace.exit_step[videos] = k
                 if plan is None:
-                    rows = _Glance(glance.maps_BTDHW[there], glance.vectors_BTD[there], glance.peaks_BTH[there])
-                    plan = self._plan(candidates[there], rows, trace, videos, generator)
+                    rest = _Glance(*(part[there] for part in glance))
+                    plan = self._plan(candidates[there], rest, trace, videos, generator)
                 peaks, plan = self._look(plan, start, end, trace, videos)
                 with self._head_event(trace, self.classifier, videos=videos):
                     logits = self.classifier.classify(peaks[:, -1:], end - 1, plan.context_BH)[:, 0]
@@ -469,11 +437,13 @@ class UniAdaFocus(EfficientRecognizer):
         trace.frames_used = self.glance_frames + np.asarray(self.exit_ends, dtype=np.float64)[trace.exit_step]
         return result
 
-    def _look_around(self, glance: Tensor, trace: Trace, *, head: bool) -> _Glance:
+    def _look_around(self, glance: Tensor, trace: Trace, *, head: bool = False) -> _Glance:
         """The glance; with training-only parts also its steps' heads (`head`: exit 0 runs its own)."""
         steps = self.glance_frames
         with trace.event("glance", shape=(3, self.glance_side, self.glance_side), variant=self.glance_name, rows=steps):
-            maps, vectors = self._glance_features(glance)
+            x_N3HW = resize(self.normalise(glance.flatten(0, 1)), self.glance_side, self.glance_resize)
+            maps = self.glance.features(x_N3HW).unflatten(0, glance.shape[:2])
+            vectors = maps.mean((3, 4))
         with trace.event("classifier", variant="glance", shape=(self.glance_classifier.dim,), rows=steps):
             peaks = self.glance_classifier.accumulate(vectors)
         if trace.training_parts:
@@ -550,17 +520,6 @@ class UniAdaFocus(EfficientRecognizer):
 
     # -- parts of both ---------------------------------------------------------------------------
 
-    def _features(self, glance: Tensor) -> _Glance:
-        maps, vectors = self._glance_features(glance)
-        return _Glance(maps, vectors, self.glance_classifier.accumulate(vectors))
-
-    def _glance_features(self, glance: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (B, T, D, h, w) and vectors (B, T, D) of the glance frames."""
-        x_N3HW = self.normalise(glance.flatten(0, 1))
-        maps = self.glance.features(resize(x_N3HW, self.glance_side, self.glance_resize))
-        maps_BTDHW = maps.unflatten(0, glance.shape[:2])
-        return maps_BTDHW, maps_BTDHW.mean((3, 4))
-
     def _weights(self, vectors_BTD: Tensor) -> Tensor:
         """Importance (B, T) of the glance frames."""
         if self.temporal == "learned":
@@ -580,7 +539,3 @@ class UniAdaFocus(EfficientRecognizer):
 def _pick(x_BM: Tensor, indices_BN: Tensor) -> Tensor:
     """Each video's own entries: (B, M, ...) to (B, N, ...)."""
     return x_BM[torch.arange(len(x_BM), device=x_BM.device)[:, None], indices_BN]
-
-
-def _heads(state: Mapping[str, Tensor], prefix: str) -> int:
-    return sum(key.startswith(f"{prefix}heads.") and key.endswith(".weight") for key in state)
