@@ -25,6 +25,7 @@ def gflops(
 ) -> int:
     """Measured beside published, or the parts of one method; 1 where a published figure is missed."""
     from harness.cost.gflops import measure_paper, method_table, render_method, render_paper
+    from harness.cost.published import exit_table, paper_table
 
     if paper == (method is not None):
         raise UsageError("say which method to count, or --paper for all published fixed costs")
@@ -33,13 +34,15 @@ def gflops(
         result: Any = method_table(method, size=size, resolution=resolution, num_classes=classes, settings=settings)
         ok = True
     else:
-        result = measure_paper(progress=lambda row: print(f"counting {row.title} {row.variant}", file=sys.stderr))
+        rows = (*paper_table(), *exit_table())
+        result = measure_paper(rows, progress=lambda row: print(f"counting {row.label()}", file=sys.stderr))
         ok = all(row["ok"] is not False for row in result)
     if as_json:
         print(json.dumps(plain(result), indent=1))
     else:
         console = Console(width=None if sys.stdout.isatty() else 160)
-        console.print(render_method(result) if method is not None else render_paper(result))
+        for table in [render_method(result)] if method is not None else render_paper(result):
+            console.print(table)
     return OK if ok else FAILED
 
 

@@ -1,6 +1,7 @@
 """What `bench.py gflops` shows: the parts of one method's cost, and measured beside published figures.
 
     measure_paper()             every published fixed-cost variant this version can build
+    measure_paper(exit_table()) and every exit of those whose authors say what it costs
     method_table("adafocus-v2", size="tiny")
 
 Networks have random weights and see one synthetic clip: enough for variants that always run the same work. A
@@ -9,7 +10,7 @@ method that decides by content is measured as it decides on noise; its evaluatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,17 +39,19 @@ def measure_paper(
 ) -> list[dict[str, Any]]:
     """Measure each published variant; one result per row, in order.
 
-    Keys: method, title, dataset, variant, source, published and from_constants (GFLOPs), status (`measured`, or
+    Keys: method, title, dataset, variant, point, source, published and from_constants (GFLOPs), status (`measured`, or
     `not in this version`), executed and training_only (GFLOPs, apart), counted (what the published figure covers
     of the two), difference (relative, counted against published), ok (within 0.5 %, null where not measured).
     """
     results = []
+    built: tuple[Any, EfficientRecognizer] | None = None  # neighbouring rows often differ in the exit only
     for row in paper_table() if rows is None else rows:
-        result = {
+        result: dict[str, Any] = {
             "method": row.method,
             "title": row.title,
             "dataset": row.dataset,
             "variant": row.variant,
+            "point": dict(row.point),
             "source": row.source,
             "published": row.gflops,
             "from_constants": row.from_constants,
@@ -62,7 +65,10 @@ def measure_paper(
         if row.settings is not None and row.method in method_cards():
             if progress is not None:
                 progress(row)
-            result |= _compared(row, device)
+            what = row.method, row.classes, row.settings
+            if built is None or built[0] != what:
+                built = what, _built(row.method, "paper", RESOLUTIONS["paper"], row.classes, row.settings).to(device)
+            result |= _compared(row, built[1], device)
         results.append(result)
     return results
 
@@ -119,21 +125,39 @@ def synthetic_clips(recognizer: Any, point: Mapping[str, Any] = EMPTY) -> dict[s
     return clips
 
 
-def render_paper(results: Sequence[Mapping[str, Any]]) -> Table:
-    """Measured beside published as a table for the terminal."""
-    table = Table(title="GFLOPs per video (1e9 multiply-accumulates), measured beside published", title_justify="left")
+def render_paper(results: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Measured beside published as tables for the terminal: whole forwards, and where there are any, exits."""
+    whole = [r for r in results if not r["point"]]
+    exits = [r for r in results if r["point"]]
+    tables = []
+    if whole:
+        table = _paper_table("GFLOPs per video (1e9 multiply-accumulates), measured beside published", whole)
+        table.caption = (
+            "counted: what the published figure covers. It includes heads that only training needs: all those of "
+            "AdaFocusV2 and of V2 and Uni-AdaFocus on TSM, and those of Uni-AdaFocus's steps."
+        )
+        tables.append(table)
+    if exits:
+        table = _paper_table("GFLOPs per video by exit, measured beside the cost models of the authors' code", exits)
+        table.caption = "measured: every video stopped at that exit, and only what it needs was run."
+        tables.append(table)
+    return tables
+
+
+def _paper_table(title: str, results: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
     for heading in ("method", "dataset", "variant"):
         table.add_column(heading)
+    if results[0]["point"]:
+        table.add_column("exit", justify="right")
     for heading in ("executed", "training only", "counted", "published", "difference", ""):
         table.add_column(heading, justify="right")
     for r in results:
+        where = [str(value) for value in r["point"].values()]
         figures = [*(_figure(r[key]) for key in ("executed", "training_only", "counted")), f"{r['published']:g}"]
         verdict = {True: "ok", False: "[bold red]off[/]", None: r["status"]}[r["ok"]]
         difference = "" if r["difference"] is None else f"{r['difference']:+.2%}"
-        table.add_row(r["title"], r["dataset"], r["variant"], *figures, difference, verdict)
-    table.caption = (
-        "counted: what the published figure covers. AdaFocusV2's includes the auxiliary heads that only training needs."
-    )
+        table.add_row(r["title"], r["dataset"], r["variant"], *where, *figures, difference, verdict)
     return table
 
 
@@ -156,11 +180,11 @@ def render_method(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def _compared(row: PaperRow, device: torch.device | str) -> dict[str, Any]:
-    model = _built(row.method, "paper", RESOLUTIONS["paper"], row.classes, row.settings or EMPTY).to(device)
-    trace, table = _measured(model, EMPTY, device)
+def _compared(row: PaperRow, model: EfficientRecognizer, device: torch.device | str) -> dict[str, Any]:
+    trace, table = _measured(model, row.point, device)
     executed, training_only = _both(table, trace)
-    counted = executed + (training_only if row.includes_training_only else 0.0)
+    covered = training_only if "all" in row.covers else _part_gflops(table, trace, row.covers)
+    counted = executed + covered
     difference = counted / row.gflops - 1
     return {
         "status": "measured",
@@ -189,6 +213,12 @@ def _both(table: CostTable, trace: Trace) -> tuple[float, float]:
     """(executed, training-only) GFLOPs of a trace of one video."""
     executed = float(table.gflops(trace)[0])
     return executed, float(table.gflops(trace, training_only=True)[0]) - executed
+
+
+def _part_gflops(table: CostTable, trace: Trace, components: Collection[str]) -> float:
+    """GFLOPs of the training-only parts of some components, for a trace of one video."""
+    keys = [key for key in table.macs if key.training_only and key.component in components]
+    return sum(float(trace.counts[key][0]) * table.macs[key] for key in keys) / GIGA
 
 
 def _parts(table: CostTable, trace: Trace, executed: float) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """What the papers printed, as package data: accuracies, costs, and the cost of fixed variants. No torch.
 
 `figures/results.csv` holds accuracies over GFLOPs from tables and plots, `figures/fixed_costs.csv` the cost of
-variants that always run the same work, with the settings that build them here, and `figures/components.csv`
+variants that always run the same work, and of those that stop at a given exit, with the settings that build them
+here, and `figures/components.csv`
 the multiply-accumulates of the AdaFocus family's parts, measured on the authors' networks. "GFLOPs" are 1e9
 multiply-accumulates in all of them.
 """
@@ -48,7 +49,7 @@ class PublishedResult:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A variant that always runs the same work, and what its paper says it costs."""
+    """A variant that always runs the same work, or stops at one exit, and what its paper says it costs."""
 
     method: str
     """Name in the registry."""
@@ -58,17 +59,20 @@ class PaperRow:
     variant: str
     settings: Mapping[str, Any] | None
     """Constructor settings over those of the paper size; None where this version has no such method."""
+    point: Mapping[str, Any]
+    """Settings of the operating point, such as the exit; empty for the default one."""
     gflops: float
-    """Per video, as printed."""
+    """Per video, as printed; for an exit, by the cost model of the authors' exit script."""
     from_constants: float | None
     """The same with more digits, from the constants of the authors' code."""
-    includes_training_only: bool
-    """The printed figure counts the auxiliary heads that only training needs."""
+    covers: tuple[str, ...]
+    """Components that no prediction needs, but that the printed figure counts: `all`, or names such as `head`."""
     source: str
 
     def label(self) -> str:
-        """Readable name: `AdaFocusV2 activitynet: P=128, ...`."""
-        return f"{self.title} on {self.dataset}: {self.variant}"
+        """Readable name: `AdaFocusV2 on activitynet: P=128, ...`."""
+        where = "".join(f", {key} {value}" for key, value in self.point.items())
+        return f"{self.title} on {self.dataset}: {self.variant}{where}"
 
 
 @dataclass(frozen=True)
@@ -105,15 +109,27 @@ def published_results(dataset: str | None = None) -> tuple[PublishedResult, ...]
 @cache
 def paper_table() -> tuple[PaperRow, ...]:
     """Every published fixed-cost variant, in the order of `bench.py gflops --paper`."""
+    return tuple(row for row in _paper_rows() if not row.point)
+
+
+@cache
+def exit_table() -> tuple[PaperRow, ...]:
+    """Every exit of the variants whose authors' code says what each exit costs (adafocus.md 12), in order."""
+    return tuple(row for row in _paper_rows() if row.point)
+
+
+@cache
+def _paper_rows() -> tuple[PaperRow, ...]:
     return tuple(
         PaperRow(
             **{
                 **row,
                 "classes": int(row["classes"]),
                 "settings": json.loads(row["settings"]) if row["settings"] else None,
+                "point": json.loads(row["point"] or "{}"),
                 "gflops": float(row["gflops"]),
                 "from_constants": _number(row["from_constants"]),
-                "includes_training_only": row["includes_training_only"] == "1",
+                "covers": tuple(row["covers"].split()),
             }
         )
         for row in _rows("fixed_costs")

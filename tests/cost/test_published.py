@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 
-from harness.cost.published import paper_table, published_part, published_parts, published_results
+from harness.cost.published import exit_table, paper_table, published_part, published_parts, published_results
 
 DATASETS = {"activitynet", "fcvid", "mini-kinetics", "sthv1", "sthv2", "jester", "kinetics400"}
 
@@ -46,6 +49,37 @@ def test_fixed_costs():
     for row in paper_table():
         if row.from_constants is not None:
             assert row.from_constants == pytest.approx(row.gflops, rel=0.005), row.label()
+
+
+def test_every_exit_is_there_and_the_last_is_the_whole():
+    """adafocus.md 12: the cost models of the authors' exit scripts."""
+    whole = {(r.method, r.dataset, json.dumps(r.settings)): r for r in paper_table()}
+    exits = {}
+    for row in exit_table():
+        exits.setdefault((row.method, row.dataset, json.dumps(row.settings)), []).append(row)
+    assert Counter((method, len(rows)) for (method, _, _), rows in exits.items()) == {
+        ("adafocus-v2", 16): 2,
+        ("uni-adafocus", 17): 1,
+        ("uni-adafocus-tsm", 2): 4,
+        ("uni-adafocus-x3d", 2): 1,
+    }
+    for key, rows in exits.items():
+        assert [row.point for row in rows] == [{"exit_at": step} for step in range(len(rows))]
+        assert all(later.gflops > sooner.gflops for sooner, later in pairwise(rows))
+        assert rows[-1].gflops == pytest.approx(whole[key].from_constants, rel=1e-4)
+        assert rows[0].covers == whole[key].covers
+
+
+def test_exit_cost_models():
+    """V2+ pays the same for every frame; Uni-AdaFocus all glances at once, the policies with the first patch."""
+    rows = [r for r in exit_table() if r.method == "adafocus-v2" and r.settings["glance"] == "resnet50"]
+    assert [r.from_constants for r in rows] == pytest.approx([2.131277762 * k for k in range(1, 17)], abs=1e-6)
+    costs = [r.from_constants for r in exit_table() if r.method == "uni-adafocus"]
+    steps = [later - sooner for sooner, later in pairwise(costs)]
+    patch = 1.334601664 + 0.008392704 + 0.0016384
+    assert costs[0] == pytest.approx(4.889, abs=1e-3) and costs[-1] == pytest.approx(27.23, abs=1e-3)
+    assert steps == pytest.approx([patch + 0.822485376 + 0.00412992] + [patch] * 15, abs=2e-6)
+    assert exit_table()[0].label().endswith("P=128, exit_at 0")
 
 
 def test_v2_constants_are_the_sum_of_its_parts():
