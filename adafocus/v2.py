@@ -25,7 +25,7 @@ from adafocus.parity.v2 import v2_outputs
 from adafocus.policy import PatchPolicy, scattered
 from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
-from harness.layers.backbones import build_backbone
+from harness.layers.backbones import IMAGENET_FILES, build_backbone
 from harness.layers.crop import clip_patch_gradients, crop, crop_boxes
 from harness.layers.exits import NEVER, calibrate_thresholds, point_thresholds, should_exit
 from harness.layers.losses import every_step
@@ -212,7 +212,7 @@ class AdaFocusV2(EfficientRecognizer):
 
     def recipe(self, size: str) -> Sequence[Stage]:
         init = (
-            InitFrom(f"pretrained:{self.glance_name}", into="glance"),
+            InitFrom(f"pretrained:{self._glance_weights()}", into="glance"),
             InitFrom(f"pretrained:{self.focus_name}", into="focus"),
         )
         learned = self.patch_policy == "learned"
@@ -232,6 +232,11 @@ class AdaFocusV2(EfficientRecognizer):
                 departures=TINY_DEPARTURES + (LEARNED_DEPARTURES if learned else ()),
             )
         ]
+
+    def _glance_weights(self) -> str:
+        """ImageNet weights of the glance network: a ResNet that glances at 96 px was trained at 96 px."""
+        name = f"{self.glance_name}@{self.glance_side}"
+        return name if name in IMAGENET_FILES else self.glance_name
 
     def clip_requests(self, point: Mapping[str, Any] = EMPTY, *, stage: Stage | None = None) -> tuple[ClipRequest, ...]:
         return (ClipRequest(self.frames),)

@@ -15,7 +15,7 @@ from harness.inline import DATA_SETTINGS, split_name
 from harness.layers.backbones import IMAGENET_FILES
 from harness.pretraining import CLASSES, pretraining_stage
 from harness.protocol import Protocol
-from harness.recipes import adapted, paper_recipe
+from harness.recipes import Recipe, adapted, paper_recipe
 from harness.recognizer import EfficientRecognizer
 from harness.registry import method_card, recognizer_class
 from harness.settings import plain
@@ -112,11 +112,7 @@ class Planner:
         done: dict[str, TrainSpec] = {}
         own: dict[str, TrainSpec] = {}
         recognizer = self._recognizer(method, settings)
-        stages: Sequence[Stage] = recognizer.recipe(self.size)
-        if recipe is not None and recipe.stages:
-            names = {name for named in (recognizer.named_modules(), recognizer.named_parameters()) for name, _ in named}
-            stages = recipe.stages if recipe.method == method else adapted(recipe.stages, names)
-        for stage in stages:
+        for stage in self._stages(method, recognizer, recipe):
             if stage.method is not None:
                 done.update((s.key, s) for s in self.chain(stage.method, seed, stage.method_settings))
                 continue
@@ -140,6 +136,19 @@ class Planner:
             own[stage.name] = spec
             done[spec.key] = spec
         return tuple(done.values())
+
+    def _stages(self, method: str, recognizer: EfficientRecognizer, recipe: Recipe | None) -> Sequence[Stage]:
+        """The paper's stages where there are any, else the method's own.
+
+        A variant that is trained in other stages than its method (V1+) keeps its own; a stage that leaves
+        `init` out starts as the method's own stage of that name.
+        """
+        own = {stage.name: stage for stage in recognizer.recipe(self.size)}
+        stages = recipe.stages if recipe is not None else ()
+        if recipe is not None and recipe.method != method:
+            names = {name for named in (recognizer.named_modules(), recognizer.named_parameters()) for name, _ in named}
+            stages = adapted(stages, names) if [s.name for s in stages] == list(own) else ()
+        return [s if s.init or s.name not in own else replace(s, init=own[s.name].init) for s in stages or own.values()]
 
     def settings(self, method: str, changes: Mapping[str, Any], *, overridden: bool) -> dict[str, Any]:
         """All constructor settings of a method on this data set."""

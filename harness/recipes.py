@@ -9,6 +9,7 @@
     name = "train"
     ...
 
+A stage without `init` starts as the method's own stage of that name, so another backbone finds its own weights.
 They apply at the paper size, to variants without a file of their own too; a data set without a file gets the
 method's own default recipe.
 """

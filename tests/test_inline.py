@@ -34,9 +34,9 @@ def planner(**changes: object) -> Planner:
     return Planner(DataSpec("glyphs", "data", "tiny"), Videos("glyphs", 64), Protocol(), size="tiny", **changes)  # type: ignore[arg-type]
 
 
-def paper_planner(dataset: str) -> Planner:
-    videos = Videos(dataset, 224)
-    return Planner(DataSpec(dataset, "data", "paper"), videos, Protocol(initialisation="scratch"), size="paper")
+def paper_planner(dataset: str, *, initialisation: str = "scratch", weights_dir: Path | None = None) -> Planner:
+    videos, protocol = Videos(dataset, 224), Protocol(initialisation=initialisation)  # type: ignore[arg-type]
+    return Planner(DataSpec(dataset, "data", "paper"), videos, protocol, size="paper", weights_dir=weights_dir)
 
 
 def test_names_are_read_and_written_one_way() -> None:
@@ -166,6 +166,28 @@ def test_an_inherited_recipe_yields_to_the_variant() -> None:
     assert [group["modules"] for group in spec.stage["groups"]] == [["glance", "glance_head"], ["classifier"]]
     whole = plan.cell("adafocus-v2[stop_gradient=false]", 0).train[-1]
     assert [group["modules"] for group in whole.stage["groups"]][1] == ["policy"]
+
+
+def test_a_recipe_starts_as_the_settings_say(tmp_path: Path) -> None:
+    """A recipe file names no initial weights: another glance network finds its own, at its own resolution."""
+    for file in ("resnet50-19c8e357.pth", "Initialization_model_prime_resnet50_patch_size_96.pth"):
+        (tmp_path / file).touch()
+    plan = paper_planner("activitynet", initialisation="pretrained", weights_dir=tmp_path)
+    spec = plan.cell("adafocus-v2[glance=resnet50,glance_side=96]", 0).train[-1]
+    assert spec.stage["batch_size"] == 32, "the recipe's"
+    found = {weights.into: Path(weights.path or "").name for weights in spec.weights}
+    assert found == {
+        "glance": "Initialization_model_prime_resnet50_patch_size_96.pth",
+        "focus": "resnet50-19c8e357.pth",
+    }
+
+
+def test_a_variant_trained_in_other_stages_keeps_its_own() -> None:
+    """V1+ on FCVID: V1's stages make V1's weights, then its own stage trains the second policy."""
+    chain = paper_planner("fcvid").cell("adafocus-v1-plus", 0).train
+    assert [spec.stage["name"] for spec in chain] == ["glance", "focus", "random", "policy", "finetune", "skip"]
+    assert {spec.method for spec in chain[:-1]} == {"adafocus-v1"}
+    assert chain[-1].stage["trained"] == ["skip_policy"]
 
 
 def test_adapted_stages() -> None:

@@ -27,6 +27,7 @@ IMAGENET_FILES: Mapping[str, tuple[str, ...]] = {
     "resnet18": ("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"),
     "resnet34": ("resnet34-b627a593.pth", "resnet34-333f7ec4.pth"),
     "resnet50": ("resnet50-0676ba61.pth", "resnet50-19c8e357.pth", "resnet50-11ad3fa6.pth"),
+    "resnet50@96": ("Initialization_model_prime_resnet50_patch_size_96.pth",),
     "mobilenet_v2": ("mobilenet_v2-b0353104.pth", "mobilenetv2_1.0-f2a8633.pth.tar", "mobilenet_v2-7ebf99e0.pth"),
     "x3d_s": ("x3d_s.pyth",),
     "x3d_l": ("x3d_l.pyth",),
@@ -123,7 +124,7 @@ def imagenet_state(name: str, checkpoint: Mapping[str, Any]) -> dict[str, Tensor
         state = {re.sub(r"^features\.", "blocks.", k): v for k, v in mobilenet_from_flat(state).items()}
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
     with torch.device("meta"):
-        expected = build_backbone(name).state_dict()
+        expected = build_backbone(name.partition("@")[0]).state_dict()
     for key in expected.keys() - state.keys():
         if key.endswith("num_batches_tracked"):
             state[key] = torch.zeros((), dtype=torch.long)
