@@ -21,7 +21,8 @@ from harness.errors import CheckpointError
 from harness.layers.backbones import mobilenet_from_flat
 
 Rule = Callable[[str], str | None]
-"""From the rest of a name, behind its rule's prefix, to our name; None for what no one needs."""
+"""From the rest of a name, behind its rule's prefix, to our name; None for what no one needs, "" for what it
+does not know."""
 
 V1_PARTS = ("glancer", "focuser", "fc", "policy")
 """The state dicts that a file of AdaFocus V1 holds side by side."""
@@ -66,12 +67,11 @@ def place(state: Mapping[str, Tensor], rules: Sequence[tuple[str, Rule]]) -> Pla
     unused, unplaced = [], []
     for key, value in state.items():
         rule = next(((prefix, rename) for prefix, rename in rules if key.startswith(prefix)), None)
-        if rule is None:
-            unplaced.append(key)
-            continue
-        name = rule[1](key.removeprefix(rule[0]))
+        name = rule[1](key.removeprefix(rule[0])) if rule is not None else ""
         if name is None:
             unused.append(key)
+        elif not name:
+            unplaced.append(key)
         elif name in found:
             raise CheckpointError(f"the checkpoint fills {name} twice; the second time from {key}")
         else:  # batch norms' counters are vectors of one in some of the files
@@ -85,11 +85,11 @@ def under(target: str) -> Rule:
 
 
 def substitute(pattern: str, replacement: str) -> Rule:
-    """`re.sub` on the rest; a rest that the pattern does not fit stays nobody's."""
+    """`re.sub` on the rest; a rest that the pattern does not fit is unknown."""
 
-    def rename(rest: str) -> str | None:
+    def rename(rest: str) -> str:
         name, fits = re.subn(pattern, replacement, rest)
-        return name if fits else None
+        return name if fits else ""
 
     return rename
 
