@@ -25,7 +25,7 @@ from adafocus.x3d_net import OverTimeNet
 from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
 from harness.layers.crop import box_stretch, deformable_boxes, deformable_crop, unstretched
-from harness.layers.exits import calibrate_thresholds, point_thresholds, should_exit
+from harness.layers.exits import NEVER, calibrate_thresholds, point_thresholds, should_exit
 from harness.layers.frame_sampling import sample_frames
 from harness.layers.resize import resize
 from harness.recognizer import Clips, EfficientRecognizer
@@ -247,19 +247,23 @@ class UniClip(EfficientRecognizer):
             trace.frames_used = np.full(videos, self.frames + self.focus_frames, dtype=np.float64)
             return self._finish(clips["candidates"], maps, vectors, None, trace, None, generator)
         first = self._first_exit(vectors, trace)
-        stays = ~should_exit(first, thresholds[0], self.exit_score)
-        there = stays.nonzero()[:, 0]
-        trace.exit_step = stays.cpu().numpy().astype(np.int64)
+        staying = np.arange(videos)
+        if thresholds[0] <= -NEVER:
+            staying = staying[:0]
+        elif thresholds[0] < NEVER:
+            staying = (~should_exit(first, thresholds[0], self.exit_score)).nonzero()[:, 0].cpu().numpy()
+        trace.exit_step = np.isin(np.arange(videos), staying).astype(np.int64)
         trace.frames_used = self.frames + self.focus_frames * trace.exit_step.astype(np.float64)
-        if not len(there):
+        ready = first if self.exit_head == "main" else None
+        if len(staying) == videos:
+            return self._finish(clips["candidates"], maps, vectors, ready, trace, None, generator)
+        if not len(staying):
             return first
+        there = torch.as_tensor(staying, device=first.device)
         rows = (there[:, None] * self.frames + torch.arange(self.frames, device=there.device)).flatten()
-        ready = first[there] if self.exit_head == "main" else None
-        result = first.clone()
-        result[there] = self._finish(
-            clips["candidates"][there], maps[rows], vectors[rows], ready, trace, there.cpu().numpy(), generator
-        ).to(first.dtype)
-        return result
+        ready = None if ready is None else ready[there]
+        rest = self._finish(clips["candidates"][there], maps[rows], vectors[rows], ready, trace, staying, generator)
+        return first.index_copy(0, there, rest.to(first.dtype))
 
     def infer_exits(self, clips: Clips, *, trace: Trace) -> Tensor:
         """Logits at both exits (B, 2, C)."""
