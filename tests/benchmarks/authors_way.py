@@ -1,0 +1,310 @@
+"""Is evaluation here faster than the way the authors evaluate, and does leaving early save time, not only MACs?
+
+    OMP_NUM_THREADS=2 python -m tests.benchmarks.authors_way [--methods adafocus-v1] [--batches 1,8] [--json]
+
+AdaFocus's released scripts run AdaFocus V1's focus network frame by frame, and of V2 and Uni-AdaFocus all
+exits and the heads that only training needs. That is re-created here on the very modules of our recognizer,
+so weights, inputs, precision and memory format are equal and so are the logits; what differs is the order and
+amount of work. Both sides are timed in one process, in turns, so that what the machine does meanwhile falls on
+both. Full size, random weights: time does not depend on what they say, except for exits, whose thresholds are
+therefore calibrated on the inputs themselves to half the MACs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import harness.data.clips  # noqa: F401  (registers the preprocessor that recognizers build)
+from adafocus.policy import cell_places
+from harness.build import build_recognizer, full_settings
+from harness.cost.latency import set_memory_format
+from harness.cost.machine import machine, machine_lock
+from harness.cost.table import metered
+from harness.errors import UsageError
+from harness.gate import Verdict, decide
+from harness.layers.crop import crop, deformable_crop, hard_crop
+from harness.parity import video
+from harness.recognizer import Clips
+from harness.trace import Trace
+
+THREADS, ROUNDS, WARMUP = 2, 7, 1
+BATCHES = (1, 8)
+MEMORY_FORMAT = "channels_last"
+HALF = 0.5
+"""Share of the full MACs that exits are calibrated to."""
+EXIT_INPUTS = 8
+"""Videos that they are calibrated on and timed with."""
+
+Forward = Callable[[Clips], Tensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two ways to the same logits, timed in turns."""
+
+    method: str
+    what: str
+    """`authors` against ours, or `full` against leaving early."""
+    batch: int
+    device: str
+    slow_s: tuple[float, ...]
+    """Seconds of each round of the authors' way, or of the full forward."""
+    fast_s: tuple[float, ...]
+    speedup: Verdict
+    """Of the ratio slow / fast; `broken` says that ours is significantly and by more than 10 % faster."""
+    macs_saved: float | None = None
+    """Exits only: share of the MACs that were not executed."""
+
+    @property
+    def time_saved(self) -> float:
+        """Share of the time."""
+        return 1 - 1 / self.speedup.ratio
+
+    def line(self) -> str:
+        """For the terminal."""
+        s = self.speedup
+        text = f"{self.method:13} {self.what:27} batch {self.batch}: {s.ratio:.2f}x [{s.low:.2f}, {s.high:.2f}]"
+        text += f"  {np.median(self.slow_s):.3f} s -> {np.median(self.fast_s):.3f} s"
+        if self.macs_saved is None:
+            return text
+        return f"{text}; time saved / MACs saved: {self.time_saved:.3f} / {self.macs_saved:.3f} = " + (
+            f"{self.time_saved / self.macs_saved:.2f}"
+        )
+
+
+def frame_by_frame(model: Any, clips: Clips) -> Tensor:
+    """AdaFocus V1 as released: glance at all frames, then policy, patch, focus network and classifier per frame.
+
+    Source: adafocus.md 2.1, 2.2.
+    """
+    x_BT3HW = model.normalise(clips["frames"])
+    maps_BTDHW = model.glance.features(x_BT3HW.flatten(0, 1)).unflatten(0, x_BT3HW.shape[:2])
+    acting, remembered = None, None
+    logits = x_BT3HW.new_zeros(0)
+    for frame, maps in zip(x_BT3HW.unbind(1), maps_BTDHW.unbind(1), strict=True):
+        scores_B1A, acting = model.policy.act(maps[:, None], acting)
+        place = cell_places(scores_B1A[:, 0].argmax(-1), model.grid)
+        seen = model.focus(hard_crop(frame, place, model.patch_size))
+        state_B1H = model.classifier.roll(torch.cat((maps.mean((2, 3)), seen), dim=1)[:, None], remembered)
+        remembered = state_B1H[:, -1]
+        logits = model.classifier.classify(remembered)
+    return logits
+
+
+def all_exits_v2(model: Any, clips: Clips) -> Tensor:
+    """AdaFocus V2 as released: both auxiliary heads, and the classifier's heads of all steps.
+
+    Source: adafocus.md 5.1, 12.
+    """
+    x_BT3HW = model.normalise(clips["frames"])[:, model.order]
+    x_N3HW = x_BT3HW.flatten(0, 1)
+    maps = model.glance.features(model._shrink(x_N3HW))
+    glance_ND = maps.mean((2, 3))
+    model.glance_head(glance_ND)
+    actions_BT2, _ = model.policy(maps.unflatten(0, x_BT3HW.shape[:2]))
+    focus_ND = model.focus(crop(x_N3HW, actions_BT2.flatten(0, 1), model.patch_size))
+    model.focus_head(focus_ND)
+    both_BTD = torch.cat((glance_ND, focus_ND), dim=1).unflatten(0, x_BT3HW.shape[:2])
+    return model.classifier(both_BTD)[:, -1]
+
+
+def all_exits_uni(model: Any, clips: Clips) -> Tensor:
+    """Uni-AdaFocus as released: the spatial policy twice, its auxiliary head, and the heads of all 32 steps.
+
+    Source: adafocus.md 8.1, 8.2, 12.
+    """
+    from adafocus.uni_policies import per_candidate
+    from harness.layers.frame_sampling import sample_frames
+
+    maps_BTDHW, vectors_BTD = model._glance_features(clips["glance"])
+    model.glance_head(vectors_BTD)
+    model.spatial_head(maps_BTDHW, model.spatial_policy(maps_BTDHW))
+    peaks_BTH = model.glance_classifier.accumulate(vectors_BTD)
+    model.glance_classifier.classify(peaks_BTH)
+    rows = torch.arange(len(maps_BTDHW), device=maps_BTDHW.device)[:, None]
+    indices_BN = sample_frames(model.temporal_policy(vectors_BTD), model.frames, model.candidates)
+    actions_BN4 = per_candidate(model.spatial_policy(maps_BTDHW), model.candidates)[rows, indices_BN]
+    x_N3HW = model.normalise(clips["candidates"][rows, indices_BN]).flatten(0, 1)
+    focus_ND = model.focus(deformable_crop(x_N3HW, actions_BN4.flatten(0, 1), model.patch_size, model.stretch))
+    model.focus_head(focus_ND)
+    seen_BNH = model.classifier.accumulate(focus_ND.unflatten(0, indices_BN.shape))
+    return model.classifier.classify(seen_BNH, context_BE=peaks_BTH[:, -1])[:, -1]
+
+
+AUTHORS_WAY: dict[str, Callable[[Any, Clips], Tensor]] = {
+    "adafocus-v1": frame_by_frame,
+    "adafocus-v2": all_exits_v2,
+    "uni-adafocus": all_exits_uni,
+}
+EXITING = ("adafocus-v2", "uni-adafocus")
+
+
+def against_authors(
+    method: str, batch: int, *, device: str = "cpu", rounds: int = ROUNDS, size: str = "paper"
+) -> Comparison:
+    """Time the authors' way and `infer` on the same batch; their logits must agree.
+
+    Raises:
+        UsageError: No authors' way is known for `method`.
+    """
+    if method not in AUTHORS_WAY:
+        raise UsageError(f"no authors' way is re-created for {method}; known: {', '.join(AUTHORS_WAY)}")
+    model = built(method, device, size)
+    clips = inputs(model, batch, device)
+    theirs: Forward = lambda c: AUTHORS_WAY[method](model, c)  # noqa: E731
+    ours: Forward = lambda c: model.infer(c, trace=Trace(batch))  # noqa: E731
+    with evaluating(device):
+        torch.testing.assert_close(theirs(clips), ours(clips), rtol=1e-3, atol=1e-3)
+        slow, fast = in_turns(theirs, ours, [clips], rounds, device)
+    return Comparison(method, "authors' way -> ours", batch, device, slow, fast, _ratio(fast, slow))
+
+
+def leaving_early(
+    method: str, batch: int, *, exit_every: int = 1, device: str = "cpu", rounds: int = ROUNDS, size: str = "paper"
+) -> Comparison:
+    """Time the full forward and one with exits calibrated to half its MACs, on the same videos."""
+    model = built(method, device, size, exit_every=exit_every)
+    whole = inputs(model, EXIT_INPUTS, device)
+    batches = [{n: c[i : i + batch] for n, c in whole.items()} for i in range(0, EXIT_INPUTS, batch)]
+    with evaluating(device):
+        scores = torch.cat([model.infer_exits(b, trace=Trace(batch)) for b in batches]).float().cpu().numpy()
+    costs = exit_costs(method, size, exit_every)
+    point = model.calibrate(scores, costs, HALF)
+    left: list[float] = []
+
+    def early(clips: Clips) -> Tensor:
+        trace = Trace(batch)
+        logits = model.infer(clips, point, trace=trace)
+        left.extend(costs[trace.exit_step])
+        return logits
+
+    with evaluating(device):
+        full: Forward = lambda c: model.infer(c, trace=Trace(batch))  # noqa: E731
+        slow, fast = in_turns(full, early, batches, rounds, device)
+    what = f"full -> exits every {exit_every} frame{'s' * (exit_every > 1)}"
+    found = Comparison(method, what, batch, device, slow, fast, _ratio(fast, slow))
+    return replace(found, macs_saved=1 - float(np.mean(left)) / costs[-1])
+
+
+def in_turns(
+    one: Forward, other: Forward, batches: Sequence[Clips], rounds: int, device: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Seconds per round over all batches of each side; who begins changes from round to round."""
+    sides: tuple[tuple[Forward, list[float]], ...] = ((one, []), (other, []))
+    for number in range(WARMUP + rounds):
+        for forward, seconds in sides if number % 2 else sides[::-1]:
+            spent = sum(_seconds(forward, clips, device) for clips in batches)
+            if number >= WARMUP:
+                seconds.append(spent)
+    return tuple(sides[0][1]), tuple(sides[1][1])
+
+
+def built(method: str, device: str, size: str = "paper", **changes: Any) -> Any:
+    """The recognizer with drawn weights, ready to evaluate."""
+    resolution = 224 if size == "paper" else 64
+    settings = full_settings(method, size, resolution, changes)
+    model = build_recognizer(method, {**settings, "num_classes": 200, "resolution": resolution}).to(device).eval()
+    set_memory_format(model, MEMORY_FORMAT)
+    return model
+
+
+def inputs(model: Any, videos: int, device: str) -> dict[str, Tensor]:
+    """Smooth random videos for every clip request, uint8; each video its own, the same at every call."""
+    clips: dict[str, Tensor] = {}
+    for request in model.clip_requests():
+        if request.subset_of is not None:
+            clips[request.name] = clips[request.subset_of][:, request.group // 2 :: request.group]
+            continue
+        shape = (request.frames, 3, model.resolution, model.resolution)
+        noise = np.stack([video(seed, shape) for seed in range(videos)])
+        clips[request.name] = torch.from_numpy((50 * noise + 120).clip(0, 255).astype(np.uint8)).to(device)
+    return clips
+
+
+@contextmanager
+def evaluating(device: str) -> Iterator[None]:
+    """Inference mode with this benchmark's threads and without garbage collection."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        gc.enable()
+        torch.set_num_threads(threads)
+
+
+def _seconds(forward: Forward, clips: Clips, device: str) -> float:
+    began = time.perf_counter()
+    forward(clips)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _ratio(fast: Sequence[float], slow: Sequence[float]) -> Verdict:
+    return decide(fast, slow)
+
+
+@cache
+def exit_costs(method: str, size: str, exit_every: int) -> np.ndarray:
+    """MACs of stopping one video at each exit (K,), counted in another process, as counting slows what follows."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_count, method, size, exit_every).result()
+
+
+def _count(method: str, size: str, exit_every: int) -> np.ndarray:
+    model = built(method, "cpu", size, exit_every=exit_every)
+    clips = inputs(model, 1, "cpu")
+    return np.asarray([metered(model, clips, model.exit_settings(k))[1] for k in range(model.exits)])
+
+
+def main() -> None:
+    """Print all comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default=",".join(AUTHORS_WAY))
+    parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--exit-every", default="1,4", help="frames between exits; empty: no exits are timed")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    methods, batches = asked.methods.split(","), [int(b) for b in asked.batches.split(",")]
+    common = {"device": asked.device, "rounds": asked.rounds}
+    jobs: list[tuple[Callable[..., Comparison], dict[str, Any]]] = [
+        (against_authors, {"method": m, "batch": b}) for m in methods for b in batches
+    ]
+    jobs += [
+        (leaving_early, {"method": m, "batch": b, "exit_every": int(e)})
+        for m in methods if m in EXITING for e in asked.exit_every.split(",") if e for b in batches
+    ]  # fmt: skip
+    name = torch.cuda.get_device_name() if asked.device == "cuda" else machine().cpu
+    print(f"{name}, float32, {MEMORY_FORMAT}, {THREADS} threads, torch {torch.__version__}", file=sys.stderr)
+    found = []
+    with machine_lock("tests/benchmarks/authors_way"):
+        for work, arguments in jobs:
+            found.append(work(**arguments, **common))
+            print(found[-1].line(), file=sys.stderr if asked.json else sys.stdout, flush=True)
+    if asked.json:
+        print(json.dumps([asdict(c) for c in found], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""What the benchmark times as the authors' way computes what ours does; nothing is timed here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from harness.errors import UsageError
+from harness.gate import decide
+from harness.trace import Trace
+from tests.benchmarks import authors_way
+from tests.benchmarks.authors_way import AUTHORS_WAY, Comparison, against_authors, built, in_turns, inputs
+
+AS_PAPER: dict[str, dict[str, Any]] = {"adafocus-v1": {"glance_side": 64}, "uni-adafocus": {"order": "temporal"}}
+"""What the authors' ways take for granted: V1's glance sees whole frames, Uni's focus frames come in temporal order."""
+
+
+@pytest.mark.parametrize("method", AUTHORS_WAY)
+def test_the_authors_way_gives_our_logits(method: str) -> None:
+    model = built(method, "cpu", "tiny", **AS_PAPER.get(method, {}))
+    clips = inputs(model, 3, "cpu")
+    with torch.inference_mode():
+        theirs, ours = AUTHORS_WAY[method](model, clips), model.infer(clips, trace=Trace(3))
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+    assert theirs.std() > 0 and not torch.equal(ours[0], ours[1])
+
+
+def test_both_sides_run_equally_often_and_take_turns_to_begin() -> None:
+    calls: list[str] = []
+    sides = [lambda clips, name=name: calls.append(name) or clips["x"] for name in "ab"]
+    batch = {"x": torch.zeros(1)}
+    slow, fast = in_turns(*sides, [batch, batch], rounds=3, device="cpu")
+    assert len(slow) == len(fast) == 3
+    assert "".join(calls) == "bbaa" + "aabb" + "bbaa" + "aabb"  # the first round is the warm-up
+
+
+def test_the_ratio_says_what_is_faster() -> None:
+    slow, fast = (2.0, 2.1, 1.9, 2.0, 2.05), (1.0, 1.1, 0.9, 1.0, 1.05)
+    found = Comparison("m", "full -> early", 1, "cpu", slow, fast, decide(fast, slow), macs_saved=0.5)
+    assert found.speedup.ratio == pytest.approx(2)
+    assert found.time_saved == pytest.approx(0.5)
+    assert "2.00x" in found.line() and "0.500 / 0.500 = 1.00" in found.line()
+    assert authors_way.THREADS == 2
+    with pytest.raises(UsageError, match="adafocus-v1"):
+        against_authors("tsn", 1)
