@@ -265,7 +265,7 @@ def _given(numbers: Sequence[int], trace: Trace, glanced: set[int], crop: Box) -
     looked = list(boxes)
     if trace.frames_seen is not None:
         looked = np.flatnonzero(trace.frames_seen[0]).tolist()
-    elif not boxes and trace.exit_step is None:
+    elif not boxes and trace.exit_step is None and not trace.decisions:
         looked = list(range(len(numbers)))
     ranks = {step: rank for rank, step in enumerate(looked, 1)}
     for step, number in enumerate(numbers):

@@ -103,7 +103,7 @@ class Prediction:
         lines += [f"{self.title} [{self.stage}], point {self.point}", ""]
         lines += [f"{c.probability:7.1%}  {c.name}" for c in self.classes]
         parts = ", ".join(f"{name} {value:.3g}" for name, value in self.components.items())
-        times = ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in self.seconds.items())
+        times = ", ".join(f"{name} {duration(value)}" for name, value in self.seconds.items())
         lines += [
             "",
             f"GFLOPs   {self.gflops:.4g} executed ({parts})",
@@ -120,3 +120,8 @@ class Prediction:
         if self.exit_step is not None:
             lines.append(f"exit     {self.exit_step + 1} of {self.exits}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def duration(seconds: float) -> str:
+    """A time as people read it."""
+    return f"{1e3 * seconds:.3g} ms" if seconds < 0.9995 else f"{seconds:.2f} s"

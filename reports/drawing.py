@@ -96,9 +96,9 @@ def short(text: str, length: int = 34) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
-def outline(axes: Axes, x: float, y: float, width: float, height: float) -> None:
-    """A box that stands out on any picture."""
-    for tint, line in (("#16181c", 2.6), ("#ffd23f", 1.4)):
+def outline(axes: Axes, x: float, y: float, width: float, height: float, *, weight: float = 1.0) -> None:
+    """A box that stands out on any picture; `weight` scales its line."""
+    for tint, line in (("#16181c", 2.6 * weight), ("#ffd23f", 1.4 * weight)):
         axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=tint, linewidth=line, zorder=2))
 
 

@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from harness.errors import BenchError
-from harness.prediction import Box, GivenFrame, Prediction
+from harness.prediction import Box, GivenFrame, Prediction, duration
 from reports import drawing
 from reports.drawing import FAINT, GRID, INK, PALETTE, short
 
@@ -84,7 +84,7 @@ def picture(prediction: Prediction, images: dict[int, np.ndarray]) -> Figure:
     _bare(axes)
     for place, frame in enumerate(given):
         x, y = (place % columns) * (1 + GAP), (place // columns) * pitch
-        _draw_frame(axes, prediction, frame, images[frame.number], x, y)
+        _draw_frame(axes, prediction, frame, images[frame.number], x, y, weight=min(1.0, COLUMNS / columns + 0.1))
     axes.set(xlim=(0, columns * (1 + GAP) - GAP), ylim=(rows * pitch, 0), aspect="equal", anchor="NW")
     axes.set_title(_headline(prediction))
     _draw_classes(figure.add_subplot(grid[1, 0]), prediction)
@@ -175,17 +175,18 @@ class _Painter:
 
 
 def _draw_frame(
-    axes: Axes, prediction: Prediction, frame: GivenFrame, image: np.ndarray, x: float, y: float
+    axes: Axes, prediction: Prediction, frame: GivenFrame, image: np.ndarray, x: float, y: float, *, weight: float
 ) -> None:
     width, aspect = prediction.width, prediction.height / prediction.width
     left_out = frame.state == "left out"
     reduced = drawing.reduced(_grey(image) if left_out else image, SMALL)
     axes.imshow(reduced, interpolation="none", extent=(x, x + 1, y + aspect, y), zorder=1)
     for box in frame.boxes:
-        drawing.outline(axes, x + box.left / width, y + box.top / width, box.width / width, box.height / width)
+        place = (x + box.left / width, y + box.top / width, box.width / width, box.height / width)
+        drawing.outline(axes, *place, weight=weight)
     is_exit = frame.number == _exit_number(prediction)
     if is_exit:
-        axes.add_patch(Rectangle((x, y), 1, aspect, fill=False, edgecolor=EXIT, linewidth=2.4, zorder=3))
+        axes.add_patch(Rectangle((x, y), 1, aspect, fill=False, edgecolor=EXIT, linewidth=2.4 * weight, zorder=3))
     label = str(frame.number) + (f" · {frame.rank}." if frame.rank and _shuffled(prediction) else "")
     tint = EXIT if is_exit else FAINT if left_out else INK
     axes.text(x + 0.5, y + aspect + 0.02, label + (" exit" if is_exit else ""), ha="center", va="top", fontsize=6.5,
@@ -208,13 +209,14 @@ def _draw_classes(axes: Axes, prediction: Prediction) -> None:
 def _draw_facts(axes: Axes, prediction: Prediction) -> None:
     _bare(axes)
     times = prediction.seconds
-    looked, left_out = (sum(f.state == s for f in prediction.given) for s in ("looked", "left out"))
-    loading = 1e3 * (times["decode"] + times["transform"] + times["transfer"])
+    words = {"looked": "looked at", "glanced": "only glanced at", "left out": "left out"}
+    fates = [(sum(f.state == state for f in prediction.given), word) for state, word in words.items()]
+    loading = times["decode"] + times["transform"] + times["transfer"]
     rows = [
         ("GFLOPs", f"{prediction.gflops:.4g}"),
-        ("model", f"{1e3 * times['model']:.3g} ms on {short(prediction.device, 24)}"),
-        ("decode, resize", f"{loading:.3g} ms, {prediction.frames_decoded} of {prediction.frames} frames"),
-        ("frames", f"{looked} looked at" + (f", {left_out} left out" if left_out else "")),
+        ("model", f"{duration(times['model'])} on {short(prediction.device, 24)}"),
+        ("decode, resize", f"{duration(loading)}, {prediction.frames_decoded} of {prediction.frames} frames"),
+        ("frames", ", ".join(f"{number} {word}" for number, word in fates if number)),
     ]
     if prediction.exit_step is not None:
         rows.append(("exit", f"{prediction.exit_step + 1} of {prediction.exits}"))
