@@ -197,4 +197,3 @@ def test_paper_recipe(dataset: str) -> None:
     for stage, usual in zip(recipe.stages, default, strict=True):
         same = ("name", "epochs", "batch_size", "lr", "optimizer", "weight_decay", "schedule", "trained", "groups")
         assert [getattr(stage, field) for field in same] == [getattr(usual, field) for field in same]
-        assert [init.into for init in stage.init] == [init.into for init in usual.init]
