@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn import functional as F
 
-from adafocus.official import family_state, place, resnet, substitute, under
 from adafocus.parity.v1 import v1_outputs
 from adafocus.policy import cell_places, grid_policy, scattered
+from adafocus.v1_official import v1_official
 from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
-from harness.errors import CheckpointError, UsageError, unknown
+from harness.errors import UsageError, unknown
 from harness.layers.backbones import build_backbone
 from harness.layers.crop import crop_boxes, hard_crop
 from harness.layers.gumbel import decide
@@ -107,7 +107,7 @@ class AdaFocusV1(EfficientRecognizer):
             `padding`: p minus what a patch of zero features would have given.
         gamma: Discount of later rewards.
         entropy_weight: Of the bonus for an undecided policy.
-        samples: Trajectories drawn per video and update.
+        samples: Trajectories drawn per video and update (the authors' code: 1).
         skip: Have the second policy (V1+).
         skip_cost: What a patch costs, as a probability: it is worth keeping where it raises p by more.
 
@@ -182,6 +182,7 @@ class AdaFocusV1(EfficientRecognizer):
             "policy_hidden": 64,
             "classifier_hidden": 128,
             "dropout": 0.2,
+            "samples": 2,
         }
 
     def recipe(self, size: str) -> Sequence[Stage]:
@@ -230,42 +231,8 @@ class AdaFocusV1(EfficientRecognizer):
         """Settings and state dict out of the authors' checkpoint; None for other methods' files.
 
         `patch_size` and `frames` stand in no tensor; they must be given where they are not 128 and 16.
-        The acting copies `policy_old` are left where they equal the policy.
-
-        Raises:
-            CheckpointError: The file is of the first stage and has no policy, or its two policies differ.
-
-        Source: adafocus.md 13.
         """
-        state = family_state(content)
-        if "fc.gru.weight_ih_l0" not in state:
-            return None
-        if "policy.gru.weight_ih_l0" not in state:
-            raise CheckpointError("the checkpoint of AdaFocus V1 has no policy: it is one of stage 1; use stage 2 or 3")
-        placed = place(
-            {n: v for n, v in state.items() if not _copy_of_policy(n, state)},
-            [
-                ("glancer.net.features.", under("glance.blocks.")),
-                ("glancer.net.classifier.", under("glance_head.")),
-                ("focuser.net.fc.", under("focus_head.")),
-                ("focuser.net.", resnet("focus.")),
-                ("fc.", under("classifier.")),
-                ("policy.", substitute(r"^(?:state_(encoder)|(gru)\b|(actor|critic)\.0)\.", r"policy.\1\2\3.")),
-            ],
-        )
-        found = placed.state
-        settings = {
-            "num_classes": found["classifier.fc.weight"].shape[0],
-            "frames": 16,
-            "patch_size": 128,
-            "glance": "mobilenet_v2",
-            "focus": "resnet50",
-            "grid": round(found["policy.actor.weight"].shape[0] ** 0.5),
-            "policy_channels": found["policy.encoder.0.weight"].shape[0],
-            "policy_hidden": found["policy.gru.weight_hh_l0"].shape[1],
-            "classifier_hidden": found["classifier.fc.weight"].shape[1],
-        }
-        return Converted("adafocus-v1", settings | given, found, placed.unused, placed.unplaced)
+        return v1_official(content, given)
 
     @classmethod
     def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:
@@ -300,7 +267,7 @@ class AdaFocusV1(EfficientRecognizer):
         if phase not in PHASES:
             raise unknown("phase", phase, PHASES)
         if phase == "random":
-            focus_BTD = self._look(x_BT3HW, torch.rand(*x_BT3HW.shape[:2], 2, device=x_BT3HW.device))
+            focus_BTD = self._look(x_BT3HW, self._anywhere(x_BT3HW))
         else:
             with torch.no_grad():
                 focus_BTD = self._look(x_BT3HW, cell_places(self.policy.act(maps_BTDHW)[0].argmax(-1), self.grid))
@@ -314,11 +281,14 @@ class AdaFocusV1(EfficientRecognizer):
         acts = Categorical(logits=out_BTA)
         cells_SBT = acts.sample(torch.Size((self.samples,)))
         with torch.no_grad():
-            rewards_SBT = torch.stack([self._rewards(x_BT3HW, glance_BTD, cells, target_B) for cells in cells_SBT])
-        return self._ppo(acts, cells_SBT, value_BT, rewards_SBT)
+            random_BTD = self._look(x_BT3HW, self._anywhere(x_BT3HW)) if self.reward == "random" else None
+            rewards = [self._rewards(x_BT3HW, glance_BTD, cells, random_BTD, target_B) for cells in cells_SBT]
+        return self._ppo(acts, cells_SBT, value_BT, torch.stack(rewards))
 
-    def _rewards(self, x_BT3HW: Tensor, glance_BTD: Tensor, cells_BT: Tensor, target_B: Tensor) -> Tensor:
-        """What each patch of the trajectory is worth (B, T)."""
+    def _rewards(
+        self, x_BT3HW: Tensor, glance_BTD: Tensor, cells_BT: Tensor, random_BTD: Tensor | None, target_B: Tensor
+    ) -> Tensor:
+        """What each patch of the trajectory is worth (B, T); `random_BTD` are random patches' features."""
         focus_BTD = self._look(x_BT3HW, cell_places(cells_BT, self.grid))
         states_BTH = self.classifier.roll(torch.cat((glance_BTD, focus_BTD), dim=2))
         got_BT = self._truth(states_BTH, target_B)
@@ -326,9 +296,7 @@ class AdaFocusV1(EfficientRecognizer):
             return got_BT
         if self.reward == "prev":
             return got_BT - F.pad(got_BT, (1, 0))[:, :-1]
-        other_BTD = torch.zeros_like(focus_BTD)
-        if self.reward == "random":
-            other_BTD = self._look(x_BT3HW, torch.rand(*x_BT3HW.shape[:2], 2, device=x_BT3HW.device))
+        other_BTD = torch.zeros_like(focus_BTD) if random_BTD is None else random_BTD
         return got_BT - self._would_be(glance_BTD, other_BTD, self.classifier.before(states_BTH), target_B)
 
     def _skip_losses(
@@ -378,6 +346,11 @@ class AdaFocusV1(EfficientRecognizer):
         """Features (B, T, D) of one patch per frame."""
         patches = hard_crop(x_BT3HW.flatten(0, 1), actions_BT2.flatten(0, 1), self.patch_size)
         return self.focus(patches).unflatten(0, x_BT3HW.shape[:2])
+
+    @staticmethod
+    def _anywhere(x_BT3HW: Tensor) -> Tensor:
+        """Random places (B, T, 2)."""
+        return torch.rand(*x_BT3HW.shape[:2], 2, device=x_BT3HW.device)
 
     def _shrink(self, x_N3HW: Tensor) -> Tensor:
         """Frames as the glance network sees them."""
@@ -496,19 +469,6 @@ def _defaults() -> dict[str, Any]:
     }
 
 
-def _copy_of_policy(name: str, state: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor of the file repeats one of the policy: `focuser.policy.policy{,_old}.*`."""
-    for prefix in ("focuser.policy.policy_old.", "focuser.policy.policy."):
-        if name.startswith(prefix):
-            ours = state.get("policy." + name.removeprefix(prefix))
-            if ours is None or ours.shape != state[name].shape:
-                return False
-            if not ours.is_meta and not torch.equal(ours, state[name]):
-                raise CheckpointError(f"{name} differs from the policy's own tensor; which of the two acted is unknown")
-            return True
-    return False
-
-
 def _paper_schedules() -> dict[str, dict[str, Any]]:
     """The ActivityNet command (adafocus.md 2.4)."""
     descent = {"batch_size": 64, "weight_decay": 1e-4}
@@ -522,11 +482,13 @@ def _paper_schedules() -> dict[str, dict[str, Any]]:
 
 
 def _tiny_schedules() -> dict[str, dict[str, Any]]:
-    departures = ("small networks; AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD, cosine)",)
+    common = "small networks; AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD, cosine)"
+    sampled = "one-cycle schedule, gradient clipping at 5, two trajectories per update (paper: none of these)"
+    policy = {"optimizer": "Adam", "weight_decay": 0.0, "warmup": 0.1, "departures": (sampled,)}
     return {
-        "glance": {"epochs": 6, "departures": departures},
-        "focus": {"epochs": 6, "departures": departures},
-        "random": {"epochs": 10, "departures": departures},
-        "policy": {"epochs": 30, "weight_decay": 0.0, "optimizer": "Adam", "departures": departures},
-        "finetune": {"epochs": 5, "lr": 2e-3, "departures": departures},
+        "glance": {"epochs": 6, "departures": (common,)},
+        "focus": {"epochs": 4, "departures": (common,)},
+        "random": {"epochs": 10, "departures": (common,)},
+        "policy": {"epochs": 20, **policy},
+        "finetune": {"epochs": 5, "lr": 2e-3, "departures": (common,)},
     }
