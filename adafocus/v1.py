@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from adafocus.parity.v1 import v1_outputs
 from adafocus.policy import cell_places, grid_policy, scattered
+from adafocus.rewards import REWARDS, keep_rewards, patch_rewards
 from adafocus.v1_official import v1_official
 from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
@@ -68,7 +69,6 @@ CARD = {
 }
 
 PHASES = ("glance", "focus", "random", "policy", "finetune", "skip")
-REWARDS = ("random", "prev", "conf", "padding")
 PATCHES = ("learned", "random", "centre")
 _PLUS = ("skip", "skip_cost")
 
@@ -102,9 +102,7 @@ class AdaFocusV1(EfficientRecognizer):
         policy_channels, policy_hidden: Width of the policy's 1x1 convolution, and of its linear layer and GRU.
         classifier_hidden, dropout: Of the GRU classifier.
         head_dropout: Dropout before `glance_head`; both heads serve only to train the backbones.
-        reward: What a patch is worth; p is the classifier's probability of the true class. `random`: p minus
-            what a random patch would have given; `prev`: p minus that of the step before; `conf`: p;
-            `padding`: p minus what a patch of zero features would have given.
+        reward: What a patch is worth, see `patch_rewards`.
         gamma: Discount of later rewards.
         entropy_weight: Of the bonus for an undecided policy.
         samples: Trajectories drawn per video and update (the authors' code: 1).
@@ -137,7 +135,7 @@ class AdaFocusV1(EfficientRecognizer):
         entropy_weight: float = 0.01,
         samples: int = 1,
         skip: bool = False,
-        skip_cost: float = 0.05,
+        skip_cost: float = 0.02,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
@@ -282,43 +280,31 @@ class AdaFocusV1(EfficientRecognizer):
         cells_SBT = acts.sample(torch.Size((self.samples,)))
         with torch.no_grad():
             random_BTD = self._look(x_BT3HW, self._anywhere(x_BT3HW)) if self.reward == "random" else None
-            rewards = [self._rewards(x_BT3HW, glance_BTD, cells, random_BTD, target_B) for cells in cells_SBT]
+            rewards = []
+            for cells_BT in cells_SBT:
+                focus_BTD = self._look(x_BT3HW, cell_places(cells_BT, self.grid))
+                rewards.append(patch_rewards(self.reward, self.classifier, glance_BTD, focus_BTD, random_BTD, target_B))
         return self._ppo(acts, cells_SBT, value_BT, torch.stack(rewards))
-
-    def _rewards(
-        self, x_BT3HW: Tensor, glance_BTD: Tensor, cells_BT: Tensor, random_BTD: Tensor | None, target_B: Tensor
-    ) -> Tensor:
-        """What each patch of the trajectory is worth (B, T); `random_BTD` are random patches' features."""
-        focus_BTD = self._look(x_BT3HW, cell_places(cells_BT, self.grid))
-        states_BTH = self.classifier.roll(torch.cat((glance_BTD, focus_BTD), dim=2))
-        got_BT = self._truth(states_BTH, target_B)
-        if self.reward == "conf":
-            return got_BT
-        if self.reward == "prev":
-            return got_BT - F.pad(got_BT, (1, 0))[:, :-1]
-        other_BTD = torch.zeros_like(focus_BTD) if random_BTD is None else random_BTD
-        return got_BT - self._would_be(glance_BTD, other_BTD, self.classifier.before(states_BTH), target_B)
 
     def _skip_losses(
         self, x_BT3HW: Tensor, maps_BTDHW: Tensor, glance_BTD: Tensor, target_B: Tensor
     ) -> dict[str, Tensor]:
-        """PPO on sampled decisions: a kept patch is worth what it adds to the true class, minus its cost."""
+        """PPO on sampled decisions to keep or skip V1's own patches."""
         assert self.skip_policy is not None
         out_BT2, value_BT, _ = self.skip_policy(maps_BTDHW)
         acts = Categorical(logits=out_BT2)
         keep_SBT = acts.sample(torch.Size((self.samples,)))
         with torch.no_grad():
             focus_BTD = self._look(x_BT3HW, cell_places(self.policy.act(maps_BTDHW)[0].argmax(-1), self.grid))
-            rewards = []
-            for keep_BT in keep_SBT:
-                features_BTD = torch.cat((glance_BTD, focus_BTD * keep_BT[..., None]), dim=2)
-                before_BTH = self.classifier.before(self.classifier.roll(features_BTD))
-                seen_BT = self._would_be(glance_BTD, focus_BTD, before_BTH, target_B)
-                unseen_BT = self._would_be(glance_BTD, torch.zeros_like(focus_BTD), before_BTH, target_B)
-                rewards.append(keep_BT * (seen_BT - unseen_BT - self.skip_cost))
-        return self._ppo(acts, keep_SBT, value_BT, torch.stack(rewards)) | {"kept": keep_SBT.float().mean()}
+            rewards = [
+                keep_rewards(self.classifier, glance_BTD, focus_BTD, keep_BT, self.skip_cost, target_B)
+                for keep_BT in keep_SBT
+            ]
+        losses = self._ppo(acts, keep_SBT, value_BT, torch.stack(rewards))
+        return losses | {"kept": keep_SBT.float().mean()}
 
     def _ppo(self, acts: Categorical, taken_SBT: Tensor, value_BT: Tensor, rewards_SBT: Tensor) -> dict[str, Tensor]:
+        """Losses of S trajectories; the returns are normalised over all of them and all steps together."""
         returns_TSB = normalised(discounted_returns(rewards_SBT.permute(2, 0, 1), self.gamma))
         log_probs_SBT = acts.log_prob(taken_SBT)
         losses = ppo_losses(
@@ -330,17 +316,6 @@ class AdaFocusV1(EfficientRecognizer):
             entropy_weight=self.entropy_weight,
         )
         return losses | {"reward": rewards_SBT.mean()}
-
-    def _would_be(self, glance_BTD: Tensor, focus_BTD: Tensor, before_BTH: Tensor, target_B: Tensor) -> Tensor:
-        """Probability of the true class (B, T) if these features came after the states `before_BTH`."""
-        features_N1D = torch.cat((glance_BTD, focus_BTD), dim=2).flatten(0, 1)[:, None]
-        states_N1H = self.classifier.roll(features_N1D, before_BTH.flatten(0, 1))
-        return self._truth(states_N1H[:, 0].unflatten(0, glance_BTD.shape[:2]), target_B)
-
-    def _truth(self, states_BTH: Tensor, target_B: Tensor) -> Tensor:
-        """Probability of the true class at each step (B, T)."""
-        scores_BTC = self.classifier.classify(states_BTH).float().softmax(-1)
-        return scores_BTC.gather(2, target_B[:, None, None].expand(-1, states_BTH.shape[1], 1))[..., 0]
 
     def _look(self, x_BT3HW: Tensor, actions_BT2: Tensor) -> Tensor:
         """Features (B, T, D) of one patch per frame."""

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 import harness.data.clips  # noqa: F401  (registers the preprocessor)
 from adafocus.policy import cell_places
+from adafocus.rewards import REWARDS, keep_rewards, patch_rewards
 from adafocus.v1 import AdaFocusV1
 from harness.contract import EMPTY, Stage
 from harness.cost.counter import MacMeter
 from harness.errors import CheckpointError, UsageError
 from harness.layers.crop import hard_crop
+from harness.layers.recurrent import RecurrentClassifier
 from harness.official import convert
 from harness.parity import ParityCase
 from harness.recipes import recipes
@@ -109,27 +111,32 @@ def test_value_loss_teaches_the_critic_and_the_surrogate_does_not() -> None:
 
 @torch.inference_mode()
 def test_rewards_are_what_a_walk_through_the_frames_gives() -> None:
-    """Step by step with the GRU's state carried along the learned patches; the alternative starts from the same."""
-    cells = torch.randint(49, (VIDEOS, FRAMES), generator=torch.Generator().manual_seed(1))
-    target = torch.arange(VIDEOS)
-    for reward in ("padding", "prev", "conf"):
-        model = build(reward=reward)
-        x = model.normalise(clip()["frames"])
-        rows = features(model, x, cell_places(cells, 7))
-        glance_BTD = rows[..., : model.glance.dim]
-        got = model._rewards(x, glance_BTD, cells, None, target)
-        for video in range(VIDEOS):
-            state, last = torch.zeros(1, 1, model.classifier.hidden), 0.0
-            for step in range(FRAMES):
-                row = rows[video, step].clone()
-                _, after = model.classifier.gru(row[None, None], state)
-                p = model.classifier.fc(after[0, 0]).softmax(-1)[target[video]]
-                row[model.glance.dim :] = 0
-                _, unseen = model.classifier.gru(row[None, None], state)
-                other = model.classifier.fc(unseen[0, 0]).softmax(-1)[target[video]]
-                expected = {"padding": p - other, "prev": p - last, "conf": p}[reward]
-                assert got[video, step].item() == pytest.approx(float(expected), abs=1e-5)
-                state, last = after, p
+    """Step by step with the GRU's state carried along the trajectory; the alternative starts from the same."""
+    torch.manual_seed(0)
+    classifier = RecurrentClassifier(5, 4, hidden=6, dropout=0.0).eval()
+    glance, focus, random = torch.randn(2, 3, 2), torch.randn(2, 3, 3), torch.randn(2, 3, 3)
+    keep, target = torch.tensor([[1, 0, 1], [0, 1, 1]]), torch.tensor([3, 1])
+    got = {kind: patch_rewards(kind, classifier, glance, focus, random, target) for kind in REWARDS}
+    got["keep"] = keep_rewards(classifier, glance, focus, keep, 0.1, target)
+    for video in range(2):
+
+        def after(step: int, patch: Tensor, state: Tensor, video: int = video) -> tuple[float, Tensor]:
+            _, state = classifier.gru(torch.cat((glance[video, step], patch))[None, None], state)
+            return float(classifier.fc(state[0, 0]).softmax(-1)[target[video]]), state
+
+        state, kept, last = torch.zeros(1, 1, 6), torch.zeros(1, 1, 6), 0.0
+        for step in range(3):
+            patch, nothing = focus[video, step], torch.zeros(3)
+            p, ahead = after(step, patch, state)
+            expected = {"conf": p, "prev": p - last}
+            expected["random"] = p - after(step, random[video, step], state)[0]
+            expected["padding"] = p - after(step, nothing, state)[0]
+            gain = after(step, patch, kept)[0] - after(step, nothing, kept)[0] - 0.1
+            expected["keep"] = gain if keep[video, step] else 0.0
+            for kind, value in expected.items():
+                assert got[kind][video, step].item() == pytest.approx(value, abs=1e-6), kind
+            state, last = ahead, p
+            kept = after(step, patch if keep[video, step] else nothing, kept)[1]
 
 
 def test_random_patches_reach_every_offset() -> None:
