@@ -23,6 +23,7 @@ from harness.training import optimizer_groups
 
 from mmaction.structures import ActionDataSample
 
+CLIP = {"focus_frames": 12, "patch_size": 32}
 LEARNERS = {
     "glance": {"glance.backbone", "glance.head"},
     "focus": {"focus.backbone", "focus.head"},
@@ -34,7 +35,7 @@ LEARNERS = {
 
 def build(**settings: Any) -> AdaFocusV1TSM:
     torch.manual_seed(0)
-    model = AdaFocusV1TSM(5, resolution=64, **{**AdaFocusV1TSM.settings_for("tiny", 64), **settings})
+    model = AdaFocusV1TSM(5, resolution=64, **{**AdaFocusV1TSM.settings_for("tiny", 64), **CLIP, **settings})
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.3)  # logits and places that differ between videos

@@ -19,6 +19,7 @@ from harness.layers.crop import crop
 from harness.recipes import paper_recipe
 from harness.trace import Trace
 
+CLIP = {"focus_frames": 12, "patch_size": 32}
 LEARNERS = {
     "loss_glance": {"glance.backbone", "glance.aux_head"},
     "loss_learned": {"glance.head", "focus.head"},
@@ -30,7 +31,7 @@ LEARNERS = {
 
 def build(**settings: Any) -> AdaFocusV2TSM:
     torch.manual_seed(0)
-    model = AdaFocusV2TSM(5, resolution=64, **{**AdaFocusV2TSM.settings_for("tiny", 64), **settings})
+    model = AdaFocusV2TSM(5, resolution=64, **{**AdaFocusV2TSM.settings_for("tiny", 64), **CLIP, **settings})
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.3)  # logits and boxes that differ between videos
