@@ -32,7 +32,8 @@ def test_ours_is_not_slower_than_the_authors_way(method, batch, device, record_p
 def test_time_saved_by_leaving_early(method, exit_every, batch, device, record_property, capsys):
     found = leaving_early(method, batch, exit_every=exit_every, device=device)
     _tell(found, record_property, capsys)
-    assert 0.3 <= (found.macs_saved or 0) <= 0.7, "calibrated to about half"
+    assert found.macs_saved is not None
+    assert 0.45 <= found.macs_saved <= 0.75, "calibrated to half, or somewhat less with so few videos"
 
 
 def _tell(found, record_property, capsys):

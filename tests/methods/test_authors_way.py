@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -13,13 +11,10 @@ from harness.trace import Trace
 from tests.benchmarks import authors_way
 from tests.benchmarks.authors_way import AUTHORS_WAY, Comparison, against_authors, built, in_turns, inputs
 
-AS_PAPER: dict[str, dict[str, Any]] = {"adafocus-v1": {"glance_side": 64}, "uni-adafocus": {"order": "temporal"}}
-"""What the authors' ways take for granted: V1's glance sees whole frames, Uni's focus frames come in temporal order."""
-
 
 @pytest.mark.parametrize("method", AUTHORS_WAY)
 def test_the_authors_way_gives_our_logits(method: str) -> None:
-    model = built(method, "cpu", "tiny", **AS_PAPER.get(method, {}))
+    model = built(method, "cpu", "tiny")
     clips = inputs(model, 3, "cpu")
     with torch.inference_mode():
         theirs, ours = AUTHORS_WAY[method](model, clips), model.infer(clips, trace=Trace(3))
