@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -42,13 +43,15 @@ def cases(method: str, batch: int = 1) -> list[Case]:
     Empty where this tree has no such method.
     """
     registry = importlib.import_module("harness.registry")
-    card = registry.method_cards().get(method)
-    if card is None:
+    name, bracket, _ = method.partition("[")
+    card = registry.method_cards().get(name)
+    if card is None or (bracket and importlib.util.find_spec("harness.inline") is None):
         return []
+    given = importlib.import_module("harness.inline").split_name(method)[1] if bracket else {}
     import torch
 
     cls = registry.recognizer_class(method)
-    settings = {**cls.settings_for("tiny", RESOLUTION), **card.settings}
+    settings = {**cls.settings_for("tiny", RESOLUTION), **card.settings, **given}
     torch.manual_seed(SEED)
     recognizer = cls(num_classes=CLASSES, resolution=RESOLUTION, **settings).eval()
     for parameter in recognizer.parameters():

@@ -126,7 +126,7 @@ class Method:
     @classmethod
     def settings_for(cls, size, resolution): return {{"depth": 1}}
     def eval(self): return self
-    def to(self, memory_format): return self
+    def parameters(self): return []
     def operating_points(self, budgets): return [SimpleNamespace(settings={{}})]
     def exit_settings(self, step): return {{"exit_at": step}}
     def clip_requests(self, point): return [SimpleNamespace(name="frames", frames=2, resolution=None)]

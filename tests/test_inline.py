@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import gate_worker
 from harness.build import constructor_settings
 from harness.cli import method_names, parse_sets
 from harness.contract import InitFrom, ParamGroup, Stage
@@ -127,6 +128,13 @@ def test_set_may_name_a_variant() -> None:
 def test_suites_name_methods_as_their_cards_do(suite: str) -> None:
     for names in cells(SUITES[suite]).values():
         assert [method_card(name).name for name in names] == list(names)
+
+
+def test_the_gate_times_variants() -> None:
+    (case,) = gate_worker.cases("random-patch[patch_size=16]")
+    shapes = {key.shape for key in case.run().counts if key.component == "focus"}
+    assert (case.name, shapes) == ("random-patch[patch_size=16]", {(3, 16, 16)})
+    assert gate_worker.cases("nothing[patch_size=16]") == []
 
 
 # -- planning ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 import harness.data.clips  # noqa: F401  (registers the preprocessor that recognizers build)
@@ -163,7 +164,7 @@ def _paper_table(title: str, results: Sequence[Mapping[str, Any]]) -> Table:
 
 def render_method(result: Mapping[str, Any]) -> Table:
     """The parts of one method's cost as a table for the terminal."""
-    heading = f"{result['method']} ({result['size']}, {result['resolution']} px, {result['classes']} classes)"
+    heading = f"{escape(result['method'])} ({result['size']}, {result['resolution']} px, {result['classes']} classes)"
     table = Table(title=f"{heading}: {result['executed']:.4g} GFLOPs per video", title_justify="left", show_footer=True)
     table.add_column("component", footer="executed")
     table.add_column("variant")

@@ -103,6 +103,14 @@ def test_every_method_has_a_tiny_table(name):
     assert executed[0]["component"] in printed(render_method(result))
 
 
+def test_a_variant_is_counted_under_its_name():
+    name = "adafocus-v2[patch_policy=random,patch_size=24]"
+    result = method_table(name, size="tiny", num_classes=10)
+    assert {p["component"] for p in result["parts"]} >= {"glance", "focus"}
+    assert {tuple(p["shape"]) for p in result["parts"] if p["component"] == "focus"} == {(3, 24, 24)}
+    assert name in printed(render_method(result))
+
+
 def test_tsn_in_closed_form():
     """ResTiny at 64 px is 8.50 MMACs (synthetic.md 2); eight frames and their heads."""
     result = method_table("tsn", size="tiny", num_classes=10)
