@@ -64,9 +64,10 @@ CARD = {
 POLICIES = ("learned", "random", "centre", "whole")
 
 TINY_DEPARTURES = (
-    "small networks, 8 focus frames (paper: 12)",
+    "small networks",
     "AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD, cosine, clipping at 20)",
 )
+PATCH_DEPARTURES = ("8 focus frames (paper: 12)",)
 LEARNED_DEPARTURES = (
     "each video's gradient to the policy is scaled down to the batch's median norm (paper: not clipped)",
     "the policy starts at the frame's centre (paper: random initial weights)",
@@ -224,13 +225,14 @@ class AdaFocusV2TSM(EfficientRecognizer):
                     init=init,
                 )
             ]
+        departures = TINY_DEPARTURES + (PATCH_DEPARTURES if self.patch_policy != "whole" else ())
         return [
             tiny_stage(
                 "main",
                 epochs=12,
                 groups=(ParamGroup(("policy",), lr_mult=0.5),) if learned else (),
                 init=init,
-                departures=TINY_DEPARTURES + (LEARNED_DEPARTURES if learned else ()),
+                departures=departures + (LEARNED_DEPARTURES if learned else ()),
             )
         ]
 
