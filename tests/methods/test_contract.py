@@ -1,5 +1,7 @@
 """The contract of harness/recognizer.py, asked of every method of the registry; a new method gets it unasked.
 
+The papers' ablations are methods too.
+
 Small size, random weights, noise for videos: nothing here is about accuracy.
 """
 
@@ -22,8 +24,9 @@ from harness.build import build_recognizer, constructor_settings, full_settings
 from harness.contract import EMPTY, OperatingPoint, Stage, below
 from harness.cost.table import CostTable, metered, whole_check
 from harness.recognizer import EfficientRecognizer
-from harness.registry import method_cards, recognizer_class
+from harness.registry import method_card, method_cards, recognizer_class
 from harness.settings import plain
+from harness.suites import cells, suite
 from harness.trace import Trace
 from harness.training import build_optimizer
 from harness.work import read_stage
@@ -31,7 +34,7 @@ from harness.work import read_stage
 from mmaction.registry import MODELS
 from mmaction.structures import ActionDataSample
 
-METHODS = sorted(method_cards())
+METHODS = sorted({*method_cards(), *cells(suite("ablation"))["glyphs"]})
 VIDEOS, CLASSES, SIDE = 4, 5, 64
 BUDGETS = (0.3, 0.6)
 
@@ -124,7 +127,7 @@ def losses_of(recognizer: EfficientRecognizer, stage: Stage) -> Tensor:
 
 
 def test_card_matches_class(method: str) -> None:
-    card, cls = method_cards()[method], recognizer_class(method)
+    card, cls = method_card(method), recognizer_class(method)
     assert issubclass(cls, EfficientRecognizer) and MODELS.get(card.cls) is cls
     assert cls.__doc__ and cls.__doc__ != EfficientRecognizer.__doc__
     accepted = constructor_settings(cls)
@@ -138,7 +141,7 @@ def test_operating_points(method: str) -> None:
     assert points[0].name == "full" and not points[0].settings and points[0].budget is None
     assert len({p.name for p in points}) == len(points)
     drawn = {p.knob for p in points if p.knob}
-    assert drawn <= {name for name, acts in method_cards()[method].knobs.items() if acts == "test"}
+    assert drawn <= {name for name, acts in method_card(method).knobs.items() if acts == "test"}
     assert all(p.value is not None for p in points if p.knob)
     json.dumps([plain(p) for p in points_of(shared(method))], allow_nan=False)
 
