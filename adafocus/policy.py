@@ -76,6 +76,31 @@ def grid_policy(dim: int, side: int, channels: int, hidden: int, actions: int) -
     return ActorCritic(encoder, hidden, hidden, actions)
 
 
+def gaussian_policy(channels_in: int, side: int, channels: int, hidden: int) -> ActorCritic:
+    """V1-TSM's actor-critic: a 1x1 convolution over all frames' channels, a linear layer, a GRU that takes one step.
+
+    The actor's two outputs, after a sigmoid, are the mean (a_y, a_x) of a Gaussian.
+
+    Args:
+        channels_in: T * D, the maps of all glance frames stacked.
+        side: Height and width of the glance map.
+        channels: Of the 1x1 convolution.
+        hidden: Width of the linear layer and the GRU.
+
+    Source: adafocus.md 3.
+    """
+    encoder = nn.Sequential(
+        nn.Conv2d(channels_in, channels, 1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(channels * side * side, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+    )
+    return ActorCritic(encoder, hidden, hidden, 2)
+
+
 def cell_places(cells: Tensor, grid: int) -> Tensor:
     """Places (..., 2) in {0, 1 / (grid - 1), ..., 1}^2 of the cells (...), counted row by row.
 

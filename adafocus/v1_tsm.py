@@ -11,24 +11,25 @@ R places drawn per video.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal
 from torch.nn.functional import cross_entropy
 
 from adafocus.official import family_state, mobilenet, place, resnet, substitute, under
 from adafocus.parity.v1_tsm import v1_tsm_outputs
-from adafocus.policy import scattered
+from adafocus.policy import gaussian_policy, scattered
 from adafocus.tsm_net import ShiftedNet, stacked
 from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
 from harness.errors import CheckpointError, UsageError, unknown
+from harness.layers.batch_norm import batch_statistics
 from harness.layers.crop import crop_boxes, hard_crop
-from harness.layers.ppo import ActorCritic, normalised, ppo_losses
+from harness.layers.ppo import normalised, ppo_losses
 from harness.layers.resize import resize
 from harness.official import Converted
 from harness.parity import ParityCase
@@ -62,31 +63,6 @@ TINY_DEPARTURES = (
     "AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD)",
 )
 TINY_POLICY_DEPARTURES = ("two places drawn per video and update (paper: one)", "learning rate 3e-3 (paper: 3e-4)")
-
-
-def gaussian_policy(channels_in: int, side: int, channels: int, hidden: int) -> ActorCritic:
-    """V1-TSM's actor-critic: a 1x1 convolution over all frames' channels, a linear layer, a GRU that takes one step.
-
-    The actor's two outputs, after a sigmoid, are the mean (a_y, a_x) of a Gaussian.
-
-    Args:
-        channels_in: T * D, the maps of all glance frames stacked.
-        side: Height and width of the glance map.
-        channels: Of the 1x1 convolution.
-        hidden: Width of the linear layer and the GRU.
-
-    Source: adafocus.md 3.
-    """
-    encoder = nn.Sequential(
-        nn.Conv2d(channels_in, channels, 1, bias=False),
-        nn.BatchNorm2d(channels),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(channels * side * side, hidden),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(),
-    )
-    return ActorCritic(encoder, hidden, hidden, 2)
 
 
 @MODELS.register_module()
@@ -367,6 +343,8 @@ class AdaFocusV1TSM(EfficientRecognizer):
         if patches != "learned":
             raise unknown("patches", patches, PATCHES)
         seen = stacked(maps, self.frames)
+        if self.policy_statistics == "batch" and len(seen) < 2:
+            raise UsageError("policy_statistics 'batch' needs at least two videos in a batch")
         statistics = batch_statistics(self.policy) if self.policy_statistics == "batch" else nullcontext()
         with trace.event("policy", shape=seen.shape[1:]), statistics:
             mean_B2 = self._mean_place(seen)
@@ -374,20 +352,6 @@ class AdaFocusV1TSM(EfficientRecognizer):
             return mean_B2
         noise_B2 = torch.randn(mean_B2.shape, generator=generator, device=generator.device).to(mean_B2)
         return (mean_B2 + self.action_std * noise_B2).clamp(0, 1)
-
-
-@contextmanager
-def batch_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms inside `module` use the batch's own statistics, and their running ones stay as they are."""
-    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
-    before = [part.training for part in norms]
-    for part in norms:
-        part.training, part.track_running_stats = True, False
-    try:
-        yield
-    finally:
-        for part, training in zip(norms, before, strict=True):
-            part.training, part.track_running_stats = training, True
 
 
 def _phase(stage: Stage | None) -> str:

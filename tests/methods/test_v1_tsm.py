@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import harness.data.clips  # noqa: F401  (registers the preprocessor)
 from adafocus.tsm_net import stacked
-from adafocus.v1_tsm import AdaFocusV1TSM, batch_statistics
+from adafocus.v1_tsm import AdaFocusV1TSM
 from harness.contract import Stage
 from harness.errors import CheckpointError, UsageError
+from harness.layers.batch_norm import batch_statistics
 from harness.layers.crop import hard_crop
 from harness.recipes import paper_recipe
 from harness.trace import Trace
@@ -167,6 +168,8 @@ def test_the_batchs_own_statistics_leave_no_trace() -> None:
     assert not torch.allclose(own[:2], first)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module.training for module in model.modules())
+    with pytest.raises(UsageError, match="two videos"):
+        model.infer(clips(1), trace=Trace(1))
     norm = nn.BatchNorm1d(3).eval()
     with batch_statistics(norm):
         out = norm(5 + torch.randn(64, 3))

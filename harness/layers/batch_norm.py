@@ -1,0 +1,22 @@
+"""Batch norms that leave their usual ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def batch_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms inside `module` use the batch's own statistics, and their running ones stay as they are."""
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
+    before = [part.training for part in norms]
+    for part in norms:
+        part.training, part.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for part, training in zip(norms, before, strict=True):
+            part.training, part.track_running_stats = training, True
