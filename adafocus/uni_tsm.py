@@ -76,7 +76,7 @@ class UniAdaFocusTSM(UniClip):
         return {
             "frames": 8,
             "focus_frames": 8,
-            "patch_size": resolution // 2,
+            "patch_size": resolution * 5 // 8,
             "glance": "mbtiny",
             "glance_side": resolution // 4,
             "glance_resize": "area",

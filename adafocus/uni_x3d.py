@@ -86,7 +86,7 @@ class UniAdaFocusX3D(UniClip):
         return {
             "frames": 8,
             "focus_frames": 8,
-            "patch_size": resolution // 2,
+            "patch_size": resolution * 5 // 8,
             "glance": "mbtiny3d",
             "glance_side": resolution // 4,
             "glance_resize": "area",
