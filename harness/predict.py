@@ -106,7 +106,7 @@ def predict(
     table = CostTable.of([metered(recognizer, clips, chosen.settings, device=device)[0]])
     meta = item["data_samples"].metainfo
     longest = max(requests, key=lambda r: r.frames).name
-    glanced = {int(p) for name, positions in meta["positions"].items() if name != longest for p in positions}
+    glanced = {n for name, numbers in meta["frame_indices"].items() if name != longest for n in numbers}
     crop = _crop(info, card.geometry[size])
     if crop.height * crop.width < info.height * info.width / 3:
         seen = f"{crop.width:.0f} x {crop.height:.0f} of {info.width} x {info.height} pixels"
@@ -256,8 +256,8 @@ def _best(logits_C: torch.Tensor, names: Sequence[str], top: int) -> tuple[Class
     return tuple(ClassScore(int(i), names[i], float(probabilities[i])) for i in order)
 
 
-def _given(numbers: Sequence[int], trace: Trace, glanced: set[int], crop: Box) -> Iterator[GivenFrame]:
-    """Frames of the longest clip with what became of each."""
+def _given(numbers: Sequence[int], trace: Trace, glanced: set[int], crop: Box) -> list[GivenFrame]:
+    """Frames of the longest clip with what became of each, and those that only the others hold (`glanced`: numbers)."""
     boxes: dict[int, list[Box]] = {}
     for _, step, _, top, left, height, width in trace.boxes:
         box = Box(crop.top + top * crop.height, crop.left + left * crop.width, height * crop.height, width * crop.width)
@@ -268,10 +268,12 @@ def _given(numbers: Sequence[int], trace: Trace, glanced: set[int], crop: Box) -
     elif not boxes and trace.exit_step is None and not trace.decisions:
         looked = list(range(len(numbers)))
     ranks = {step: rank for rank, step in enumerate(looked, 1)}
+    found = [GivenFrame(number, "glanced", None) for number in glanced - set(numbers)]
     for step, number in enumerate(numbers):
         rank = ranks.get(step)
-        state: State = "looked" if rank else "glanced" if step in glanced else "left out"
-        yield GivenFrame(number, state, rank, tuple(boxes.get(step, ())))
+        state: State = "looked" if rank else "glanced" if number in glanced else "left out"
+        found.append(GivenFrame(number, state, rank, tuple(boxes.get(step, ()))))
+    return sorted(found, key=lambda frame: frame.number)
 
 
 def _crop(info: VideoInfo, geometry: Geometry) -> Box:

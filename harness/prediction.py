@@ -80,7 +80,7 @@ class Prediction:
     clips: Mapping[str, tuple[int, ...]]
     """Clip request -> frame numbers."""
     given: tuple[GivenFrame, ...]
-    """Frames of the longest request."""
+    """Frames of the longest request, and those that only the others hold, in the order of the video."""
     crop: Box
     """What of each frame the method is given."""
     exit_step: int | None

@@ -189,7 +189,16 @@ def test_frames_of_methods_that_place_no_boxes(clip: Path, tmp_path: Path) -> No
     assert sum(f.state == "looked" for f in skipping.given) == skipping.frames_used
 
 
-def test_rotated_and_wide_videos_get_boxes_in_their_own_pixels(tmp_path: Path) -> None:
+def test_frames_of_methods_with_several_clips(clip: Path, tmp_path: Path) -> None:
+    early = predict(clip, made(tmp_path / "u", "uni-adafocus", dataset="glyphs"), settings={"exit_at": 0})
+    assert [f.number for f in early.given if f.state == "glanced"] == list(early.clips["glance"])
+    assert len(early.given) == 24 and all(f.rank is None for f in early.given)
+    two = predict(clip, made(tmp_path / "t", "adafocus-v2-tsm", classes=8, dataset="glyphs-motion"))
+    assert {f.number for f in two.given} == {n for numbers in two.clips.values() for n in numbers}
+    assert all(len(f.boxes) == 1 for f in two.given if f.state == "looked")
+
+
+def test_wide_videos_get_boxes_in_their_own_pixels(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     write_mp4(tmp_path / "wide.mp4", (rng.integers(0, 256, (256, 512, 3), dtype=np.uint8) for _ in range(8)), 8)
     found = predict(tmp_path / "wide.mp4", made(tmp_path / "a", "tsn", classes=27, resolution=112, dataset="jester"))
