@@ -26,7 +26,7 @@ CLASSIFIERS = {"classifier", "glance_classifier"}
 
 def build(**settings: Any) -> UniAdaFocus:
     torch.manual_seed(0)
-    base = {**UniAdaFocus.settings_for("tiny", 64), "policies_centred": False}
+    base = {**UniAdaFocus.settings_for("tiny", 64), "policies_centred": False, "size_weight": 1.0}
     model = UniAdaFocus(5, resolution=64, **{**base, **settings})
     if model.temporal == "learned":
         nn.init.normal_(model.temporal_policy.Tconv[6].weight, std=2.0)
@@ -152,7 +152,7 @@ def test_boxes_stay_in_the_frame_and_differ() -> None:
         model.infer(clip(model), trace=trace)
     sizes = torch.tensor([box[5:] for box in trace.boxes])
     assert len(trace.boxes) == 4 * 8
-    assert 27 / 64 - 1e-4 <= sizes.min() < sizes.max() <= 1
+    assert 0.5 - 1e-4 <= sizes.min() < sizes.max() <= 1
     assert (sizes[:, 0] - sizes[:, 1]).abs().max() > 0.01
 
 
