@@ -39,6 +39,7 @@ TINY_DEPARTURES = (
     "small networks",
     "AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD, cosine, clipping at 20)",
     "glance and focus frames share the random crop in training (paper's code: each list its own)",
+    "no prior on the box's size (paper: weight 0.5); under AdamW it drives the box to the whole frame in one epoch",
     "the policies start at the frame's centre and at equal weights (paper: random initial weights)",
 )
 

@@ -77,6 +77,8 @@ class UniAdaFocusTSM(UniClip):
             "frames": 8,
             "focus_frames": 8,
             "patch_size": resolution * 5 // 8,
+            "smallest_box": resolution // 2,
+            "size_weight": 0.0,
             "glance": "mbtiny",
             "glance_side": resolution // 4,
             "glance_resize": "area",

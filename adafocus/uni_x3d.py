@@ -87,6 +87,8 @@ class UniAdaFocusX3D(UniClip):
             "frames": 8,
             "focus_frames": 8,
             "patch_size": resolution * 5 // 8,
+            "smallest_box": resolution // 2,
+            "size_weight": 0.0,
             "glance": "mbtiny3d",
             "glance_side": resolution // 4,
             "glance_resize": "area",

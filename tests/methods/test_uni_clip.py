@@ -85,7 +85,7 @@ def learners(model: nn.Module, loss: Tensor) -> set[str]:
 
 @both
 def test_who_learns_from_what(cls: type[UniClip]) -> None:
-    model = build(cls)
+    model = build(cls, size_weight=0.5)
     expected = {
         "loss_glance": {"glance.backbone", "glance.aux_head"},
         "loss_temporal": {"temporal_policy"},
@@ -142,7 +142,7 @@ def test_the_sum_of_both_networks_decides(cls: type[UniClip]) -> None:
         expected = model.glance.logits(vectors, 8)
         for video in range(VIDEOS):
             frames = x["candidates"][video, indices[video]]
-            patches = deformable_crop(frames, boxes[video].expand(8, 4), 40, (27 / 40, 1.6))
+            patches = deformable_crop(frames, boxes[video].expand(8, 4), 40, (32 / 40, 1.6))
             own = model.focus.backbone.features(patches, 8).mean((2, 3))
             expected[video] += model.focus.logits(own, 8)[0]
         torch.testing.assert_close(model.infer(given, trace=trace), expected, rtol=1e-3, atol=1e-3)
