@@ -135,7 +135,7 @@ class AdaFocusV1(EfficientRecognizer):
         entropy_weight: float = 0.01,
         samples: int = 1,
         skip: bool = False,
-        skip_cost: float = 0.01,
+        skip_cost: float = 0.02,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
