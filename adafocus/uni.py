@@ -36,7 +36,7 @@ from adafocus.uni_policies import (
 from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
 from harness.layers.backbones import build_backbone
-from harness.layers.crop import box_stretch, deformable_boxes, deformable_crop, unstretched
+from harness.layers.crop import box_stretch, clip_patch_gradients, deformable_boxes, deformable_crop, unstretched
 from harness.layers.exits import NEVER, calibrate_thresholds, point_thresholds, should_exit
 from harness.layers.frame_sampling import sample_frames
 from harness.layers.losses import every_step
@@ -128,6 +128,8 @@ class UniAdaFocus(EfficientRecognizer):
         policies_centred: Start the spatial policy at the centre and the temporal one at equal weights.
         stop_gradient: The temporal policy and its loss train neither glance network nor glance head. The
             ActivityNet code lets them; the code of the TSM and X3D versions does not (adafocus.md 8.3, 9).
+        pixel_gradient: Train the spatial policy through the patches' pixels too, as AdaFocus V2 does, each
+            patch's gradient scaled down to the batch's median norm. Not in the paper; off.
         random_pass: Train the focus network on random patches too.
         aux_losses: Classify single frames of both networks too.
         size_weight: Weight of the prior that pulls boxes towards the whole frame (the code's `norm_ratio`).
@@ -163,6 +165,7 @@ class UniAdaFocus(EfficientRecognizer):
         temporal_channels: int = 64,
         policies_centred: bool = False,
         stop_gradient: bool = False,
+        pixel_gradient: bool = False,
         random_pass: bool = True,
         aux_losses: bool = True,
         size_weight: float = 1.0,
@@ -191,7 +194,7 @@ class UniAdaFocus(EfficientRecognizer):
         self.stretch = box_stretch(patch_size, smallest_box or self.resolution * 3 // 7, self.resolution)
         self.spatial, self.temporal = spatial, temporal
         self.stop_gradient, self.random_pass, self.aux_losses = stop_gradient, random_pass, aux_losses
-        self.size_weight, self.draws = size_weight, draws
+        self.size_weight, self.draws, self.pixel_gradient = size_weight, draws, pixel_gradient
         self.glance_side, self.glance_resize = glance_side or self.resolution, glance_resize
         self.glance_name, self.focus_name = glance, focus
         self.glance_loss, self.exit_score = glance_loss, exit_score
@@ -311,8 +314,8 @@ class UniAdaFocus(EfficientRecognizer):
         """Losses for given noise: the place of each focus frame, and of each random patch (y, x).
 
         The losses of learned and of random patches are averaged; those of the glance and of the policies
-        have weight 1. No gradient flows from the focus network to the policies: the spatial one learns from
-        `loss_spatial` and `loss_size`, the temporal one from `loss_temporal`.
+        have weight 1. Without `pixel_gradient` none flows from the focus network to the policies: the spatial
+        one learns from `loss_spatial` and `loss_size`, the temporal one from `loss_temporal`.
 
         Source: adafocus.md 8.2, 8.3.
         """
@@ -362,7 +365,11 @@ class UniAdaFocus(EfficientRecognizer):
         losses["loss_spatial"] = F.cross_entropy(self.spatial_head(maps, actions_BT4), target_B)
         if self.deformable:
             losses["loss_size"] = self.size_weight * size_prior(actions_BT4)
-        learned = _pick(per_candidate(actions_BT4.detach(), self.candidates), indices_BN)
+        learned = _pick(per_candidate(actions_BT4, self.candidates), indices_BN)
+        if self.pixel_gradient:
+            learned = clip_patch_gradients(learned.flatten(0, 1)).unflatten(0, indices_BN.shape)
+        else:
+            learned = learned.detach()
         return {"learned": learned, "random": random_BN4} if self.random_pass else {"learned": learned}
 
     # -- evaluation ------------------------------------------------------------------------------

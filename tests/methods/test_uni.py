@@ -78,6 +78,11 @@ def test_temporal_policy_can_learn_alone() -> None:
     assert learners(model, losses(model)["loss_temporal"]) == {"temporal_policy"}
 
 
+def test_pixels_can_train_the_spatial_policy() -> None:
+    model = build(pixel_gradient=True)
+    assert learners(model, losses(model)["loss_focus_learned"]) == {"focus", "focus_head", "spatial_policy"}
+
+
 @pytest.mark.parametrize(
     ("settings", "gone"),
     [
