@@ -78,6 +78,11 @@ TINY_DEPARTURES = (
     "boxes are never blown up, and no prior pulls them towards the whole frame, where small digits are lost "
     "(paper: boxes from 3/4 of the patch, prior of weight 1)",
 )
+PIXEL_DEPARTURE = (
+    "the spatial policy learns through the patches' pixels too, as AdaFocus V2's does, each patch's gradient scaled "
+    "down to the batch's median norm (paper: from interpolated features only; "
+    "uni-adafocus[pixel_gradient=false] is that)"
+)
 
 
 class _Glance(NamedTuple):
@@ -129,7 +134,7 @@ class UniAdaFocus(EfficientRecognizer):
         stop_gradient: The temporal policy and its loss train neither glance network nor glance head. The
             ActivityNet code lets them; the code of the TSM and X3D versions does not (adafocus.md 8.3, 9).
         pixel_gradient: Train the spatial policy through the patches' pixels too, as AdaFocus V2 does, each
-            patch's gradient scaled down to the batch's median norm. Not in the paper; off.
+            patch's gradient scaled down to the batch's median norm. Not in the paper; the tiny size needs it.
         random_pass: Train the focus network on random patches too.
         aux_losses: Classify single frames of both networks too.
         size_weight: Weight of the prior that pulls boxes towards the whole frame (the code's `norm_ratio`).
@@ -241,6 +246,7 @@ class UniAdaFocus(EfficientRecognizer):
             "spatial_channels": 32,
             "temporal_channels": 16,
             "policies_centred": True,
+            "pixel_gradient": True,
             "size_weight": 0.0,
             "classifier_hidden": 0,
             "classifier_shared": True,
@@ -269,7 +275,7 @@ class UniAdaFocus(EfficientRecognizer):
                 epochs=14,
                 groups=(ParamGroup(policies, lr_mult=2.0),) if policies else (),
                 init=init,
-                departures=TINY_DEPARTURES,
+                departures=(*TINY_DEPARTURES, *((PIXEL_DEPARTURE,) if self.pixel_gradient else ())),
             )
         ]
 

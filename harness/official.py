@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.build import build_recognizer
 from harness.errors import CheckpointError, UsageError
 from harness.registry import method_cards, recognizer_class
 
@@ -36,7 +37,7 @@ class Converted:
     unused: tuple[str, ...] = ()
     """Tensors of the file that the method does not need, by the authors' names (ImageNet classifiers)."""
     unplaced: tuple[str, ...] = ()
-    """Tensors of the file that nobody knows."""
+    """Tensors of the file that nobody knows; by our names where they were renamed but have no place."""
 
     def report(self) -> str:
         """What was found, for the user."""
@@ -70,7 +71,16 @@ def convert(source: Path | str | Mapping[str, Any], *, method: str | None = None
         )
     if method not in (None, converted.method):
         raise CheckpointError(f"{where} is a checkpoint of {converted.method}, not of {method}")
-    return converted
+    return _fitted(converted)
+
+
+def _fitted(converted: Converted) -> Converted:
+    """What was renamed but has no place in the recognizer is nobody's after all."""
+    with torch.device("meta"):
+        known = build_recognizer(converted.method, converted.settings).state_dict().keys()
+    state = {name: value for name, value in converted.state.items() if name in known}
+    left = sorted(converted.state.keys() - known)
+    return replace(converted, state=state, unplaced=(*converted.unplaced, *left))
 
 
 def read_official(path: Path | str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from harness.cli import FAILED, OK, method_names, parse_sets, resolve_device
 from harness.data.cards import SIZES, dataset_card
 from harness.data.lists import first_existing
 from harness.errors import BenchError, UsageError, unknown
-from harness.registry import method_card, recognizer_class
+from harness.registry import method_card
 from harness.settings import plain
 
 
@@ -49,20 +49,16 @@ def gflops(
 def convert(official: Path, method: str | None, out: Path, *, sets: Sequence[str]) -> int:
     """Write the authors' checkpoint as an artifact of ours."""
     from harness import artifacts, sources
-    from harness.build import constructor_settings
+    from harness.build import build_recognizer
     from harness.official import convert as read
 
     if method is not None:
         method_card(method)
     if (out / "artifact.json").exists():
         raise UsageError(f"{out} holds an artifact already; choose another --out")
-    given = parse_sets(sets)[0].settings
-    converted = read(official, method=method, **given)
-    card, cls = method_card(converted.method), recognizer_class(converted.method)
-    for name in given:
-        if name not in constructor_settings(cls):
-            raise unknown(f"setting of {card.name}", name, constructor_settings(cls))
-    model = cls(**converted.settings)
+    converted = read(official, method=method, **parse_sets(sets)[0].settings)
+    card = method_card(converted.method)
+    model = build_recognizer(converted.method, converted.settings)
     artifacts.load_into(model, converted.state, origin=str(official))
     description = {
         "method": card.name,
