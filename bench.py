@@ -229,11 +229,14 @@ def predict(
         work_dir=work_dir,
         data_root=data_root,
     )
-    files = overlay.write(found, out, frames=shown, save_film=write_mp4)
     if as_json:
-        print(json.dumps({**found.to_json(), "files": [str(path) for path in files]}, indent=1))
-        return
-    print(found.to_text(), *(f"wrote {path}" for path in files), sep="\n")
+        files = [str(path) for path in overlay.paths(found, out)]
+        print(json.dumps({**found.to_json(), "files": files}, indent=1), flush=True)
+    else:
+        print(found.to_text(), flush=True)
+    for path in overlay.write(found, out, frames=shown, save_film=write_mp4):
+        if not as_json:
+            print(f"wrote {path}")
 
 
 @app.command()

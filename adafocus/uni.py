@@ -13,7 +13,7 @@ classifier's MLP, C classes, K exits, P the patch's side.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,15 +98,22 @@ class _Plan:
     """What is still to be looked at, and what the looks so far have left; rows are the videos still there."""
 
     candidates: Tensor
+    """Of all videos, those that left included: frames are copied only where they are looked at."""
+    there_B: Tensor
+    """Rows of `candidates`."""
     indices_BN: Tensor
     actions_BN4: Tensor
     context_BH: Tensor
     peak_BH: Tensor | None = None
 
+    def frames(self, start: int, end: int) -> Tensor:
+        """The frames (B, end - start, 3, H, W) to be looked at from `start` to `end` - 1."""
+        return self.candidates[self.there_B[:, None], self.indices_BN[:, start:end]]
+
     def keep(self, rows: Tensor) -> _Plan:
         peak = None if self.peak_BH is None else self.peak_BH[rows]
-        kept = (self.candidates[rows], self.indices_BN[rows], self.actions_BN4[rows], self.context_BH[rows])
-        return _Plan(*kept, peak)
+        kept = (self.there_B[rows], self.indices_BN[rows], self.actions_BN4[rows], self.context_BH[rows])
+        return _Plan(self.candidates, *kept, peak)
 
 
 @MODELS.register_module()
@@ -439,7 +446,7 @@ class UniAdaFocus(EfficientRecognizer):
                 trace.exit_step[videos] = k
                 if plan is None:
                     rest = _Glance(*(part[there] for part in glance))
-                    plan = self._plan(candidates[there], rest, trace, videos, generator)
+                    plan = self._plan(candidates, rest, trace, there, generator)
                 peaks, plan = self._look(plan, start, end, trace, videos)
                 with self._head_event(trace, self.classifier, videos=videos):
                     logits = self.classifier.classify(peaks[:, -1:], end - 1, plan.context_BH)[:, 0]
@@ -478,11 +485,16 @@ class UniAdaFocus(EfficientRecognizer):
         candidates: Tensor,
         glance: _Glance,
         trace: Trace,
-        videos: np.ndarray | None,
+        there: Tensor | None,
         generator: torch.Generator | None,
     ) -> _Plan:
-        """Run the policies: which frames, in processing order, and which box in each."""
+        """Run the policies for the videos still there (rows of the candidates, as the glance's; None: all).
+
+        They say which frames, in processing order, and which box in each.
+        """
         maps = glance.maps_BTDHW
+        videos = None if there is None else there.cpu().numpy()
+        there_B = torch.arange(len(candidates), device=candidates.device) if there is None else there
         if self.temporal == "learned":
             with trace.event("temporal policy", shape=glance.vectors_BTD.shape[1:], videos=videos):
                 weights_BT = self._weights(glance.vectors_BTD)
@@ -501,10 +513,10 @@ class UniAdaFocus(EfficientRecognizer):
         elif generator is not None:
             shape = (trace.videos, self.frames, 2)
             places = torch.rand(shape, generator=generator, device=generator.device).to(candidates.device)
-            actions_BN4 = self._unstretched(places if videos is None else places[torch.as_tensor(videos)])
+            actions_BN4 = self._unstretched(places[there_B])
         else:
-            actions_BN4 = self._unstretched(scattered(_pick(candidates, indices_BN)))
-        return _Plan(candidates, indices_BN, actions_BN4, glance.peaks_BTH[:, -1])
+            actions_BN4 = self._unstretched(scattered(candidates[there_B[:, None], indices_BN]))
+        return _Plan(candidates, there_B, indices_BN, actions_BN4, glance.peaks_BTH[:, -1])
 
     def _look(
         self, plan: _Plan, start: int, end: int, trace: Trace, videos: np.ndarray | None
@@ -513,7 +525,7 @@ class UniAdaFocus(EfficientRecognizer):
         count: dict[str, Any] = {"videos": videos, "rows": end - start}
         indices, actions = plan.indices_BN[:, start:end], plan.actions_BN4[:, start:end]
         with trace.event("focus", shape=(3, self.patch_size, self.patch_size), variant=self.focus_name, **count):
-            x_N3HW = self.normalise(_pick(plan.candidates, indices)).flatten(0, 1)
+            x_N3HW = self.normalise(plan.frames(start, end)).flatten(0, 1)
             boxes = actions.flatten(0, 1).to(x_N3HW.dtype)
             focus_ND = self.focus(deformable_crop(x_N3HW, boxes, self.patch_size, self.stretch))
         with trace.event("classifier", variant="focus", shape=(self.classifier.dim,), **count):
@@ -525,7 +537,7 @@ class UniAdaFocus(EfficientRecognizer):
             shares = deformable_boxes(actions, self.stretch)
             for row, steps in enumerate(indices.tolist()):
                 trace.note_boxes("focus", steps, shares[row : row + 1], [row if videos is None else int(videos[row])])
-        return peaks, _Plan(plan.candidates, plan.indices_BN, plan.actions_BN4, plan.context_BH, peaks[:, -1])
+        return peaks, replace(plan, peak_BH=peaks[:, -1])
 
     def _first_exit(self, peaks_BTH: Tensor) -> Tensor:
         """Logits (B, 1, C) after the glance."""

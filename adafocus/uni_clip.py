@@ -36,8 +36,13 @@ TEMPORAL = ("learned", "uniform")
 EXIT_HEADS = ("aux", "main")
 
 TINY_DEPARTURES = (
-    "small networks",
+    "small networks, dropout 0.2 (paper: 0.5)",
+    "8 glance and 8 focus frames, the glance at a quarter of the side (paper: 8 and 12, at the full side, on TSM; "
+    "16 and 32, at 5/7 of it, on X3D)",
+    "patches of 5/8 of the frame's side and boxes of 1/2 to 1 of it (paper: 4/7, boxes of 3/7 to 1)",
     "AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD, cosine, clipping at 20)",
+    "half the learning rate for the policies, the full one for all else (paper: 0.2 on TSM and 0.4 on X3D for the "
+    "policies, 0.5 for the glance network and the spatial policy's head)",
     "glance and focus frames share the random crop in training (paper's code: each list its own)",
     "no prior on the box's size (paper: weight 0.5); under AdamW it drives the box to the whole frame in one epoch",
     "the policies start at the frame's centre and at equal weights (paper: random initial weights)",
@@ -73,9 +78,16 @@ class UniClip(EfficientRecognizer):
             as in the code, or `main`, one half of the final sum. X3D's published exit costs count `main` alone.
         exit_score: See `exit_scores`; the code's confidence is `logit`.
 
-    Source: adafocus.md 9 and 10 (the code). As on ActivityNet, the focus network sees learned and random
-    patches as one batch in training.
+    Attributes:
+        joined_passes: In training the focus network sees learned and random patches as one batch, so that batch
+            norm takes statistics of both together, instead of in two calls.
+
+    Source: adafocus.md 9 and 10 (the code). Section 9 takes the focus network as section 7 has it, which calls
+    it separately for each set of patches; in the authors' X3D code it is one call on both, as on ActivityNet
+    (8.3).
     """
+
+    joined_passes = False
 
     def __init__(
         self,
@@ -203,13 +215,11 @@ class UniClip(EfficientRecognizer):
         passes = self._training_boxes(maps.detach(), random_B2, target_B, losses)
         indices_BN = sample_frames(weights_BT, self.focus_frames, self.candidates, frame_noise_BN)
         x_BN3HW = self.normalise(_pick(clips["candidates"], indices_BN))
-        actions = torch.cat(list(passes.values()))
-        focus_ND = self._look_closely(x_BN3HW.repeat(len(passes), 1, 1, 1, 1), actions)
-        sums = logits_BC.repeat(len(passes), 1) + self.focus.logits(focus_ND, self.focus_frames)
-        auxiliary = self.focus.aux_logits(focus_ND, self.focus_frames).mean(1)
-        for name, total, own in zip(passes, sums.split(len(target_B)), auxiliary.split(len(target_B)), strict=True):
-            losses[f"loss_{name}"] = cross_entropy(total, target_B) / len(passes)
-            losses[f"loss_focus_{name}"] = cross_entropy(own, target_B) / len(passes)
+        for name, focus_ND in zip(passes, self._look_each_time(x_BN3HW, list(passes.values())), strict=True):
+            total_BC = logits_BC + self.focus.logits(focus_ND, self.focus_frames)
+            own_BC = self.focus.aux_logits(focus_ND, self.focus_frames).mean(1)
+            losses[f"loss_{name}"] = cross_entropy(total_BC, target_B) / len(passes)
+            losses[f"loss_focus_{name}"] = cross_entropy(own_BC, target_B) / len(passes)
         return losses
 
     def _training_boxes(
@@ -226,6 +236,13 @@ class UniClip(EfficientRecognizer):
             losses["loss_size"] = self.size_weight * size_prior(actions_B4)
         learned = {"learned": actions_B4.detach()}
         return learned | {"random": self._unstretched(random_B2)} if self.random_pass else learned
+
+    def _look_each_time(self, x_BN3HW: Tensor, boxes: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Vectors (B * N, D) of the same frames for each set of boxes (B, 4)."""
+        if not self.joined_passes:
+            return [self._look_closely(x_BN3HW, actions_B4) for actions_B4 in boxes]
+        both = self._look_closely(x_BN3HW.repeat(len(boxes), 1, 1, 1, 1), torch.cat(list(boxes)))
+        return both.chunk(len(boxes))
 
     # -- evaluation ------------------------------------------------------------------------------
 

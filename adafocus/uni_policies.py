@@ -2,7 +2,8 @@
 
 Where to look is learnt by deep-feature interpolation: the glance map is cropped instead of the frame, and
 a linear layer classifies what was cut out. When to look is learnt from the logits that the weighted frames
-are expected to give.
+are expected to give. Not so with UniAdaFocus's switch `pixel_gradient` (on at the tiny size, not in the
+paper): then the spatial policy learns through the pixels of its patches too.
 
 Shapes: B videos, T glance frames, D channels of the glance map, C classes.
 """

@@ -14,9 +14,10 @@ import numpy as np
 
 from adafocus.official import family_state, place, under
 from adafocus.parity.uni_clip import uni_clip_outputs
-from adafocus.uni_clip import UniClip
+from adafocus.uni_clip import TINY_DEPARTURES, UniClip
 from adafocus.x3d_net import OverTimeNet
-from harness.contract import Stage
+from harness.contract import InitFrom, Stage
+from harness.layers.backbones import IMAGENET_FILES
 from harness.layers.x3d import from_slowfast
 from harness.official import Converted
 from harness.parity import ParityCase
@@ -40,6 +41,12 @@ CARD = {
 }
 
 
+PUBLISHED_HEAD = (400, 2048)
+"""Classes and hidden width of the classifier in SlowFast's X3D files."""
+
+HEAD_DEPARTURE = "all four heads start at random weights (paper: at X3D's own classifier of Kinetics-400)"
+
+
 @MODELS.register_module()
 class UniAdaFocusX3D(UniClip):
     """Uni-AdaFocus on networks that convolve over time.
@@ -51,9 +58,13 @@ class UniAdaFocusX3D(UniClip):
         head_hidden: Width of the heads' hidden layer.
         dropout: In the heads, behind the hidden layer.
 
+    On 400 classes both heads of each network start as the published X3D's classifier; else at random.
+
     Source: adafocus.md 10. Frames are normalised as the data set's card says; the authors take ImageNet's mean
     and deviation although the SlowFast weights were trained with others (adafocus.md 14.17).
     """
+
+    joined_passes = True
 
     def __init__(
         self,
@@ -67,7 +78,19 @@ class UniAdaFocusX3D(UniClip):
     ) -> None:
         super().__init__(num_classes, **kwargs)
         heads: dict[str, Any] = {"hidden": head_hidden, "dropout": dropout}
+        self.published_heads = (num_classes, head_hidden) == PUBLISHED_HEAD and all(
+            f"{name}-head" in IMAGENET_FILES for name in (glance, focus)
+        )
         self._assemble(OverTimeNet(glance, num_classes, **heads), OverTimeNet(focus, num_classes, **heads))
+
+    def _init(self) -> tuple[InitFrom, ...]:
+        """The backbones' weights and, where they fit, the published classifier for both heads of each network."""
+        heads = [
+            InitFrom(f"pretrained:{name}-head", into=f"{net}.{head}")
+            for net, name in (("glance", self.glance.name), ("focus", self.focus.name))
+            for head in ("head", "aux_head")
+        ]
+        return (*super()._init(), *(heads if self.published_heads else ()))
 
     def _cells(self, exact: float) -> int:
         return max(1, round(exact))
@@ -102,8 +125,9 @@ class UniAdaFocusX3D(UniClip):
         }
 
     def recipe(self, size: str) -> Sequence[Stage]:
+        departures = () if self.published_heads else (HEAD_DEPARTURE,)
         if size != "paper":
-            return self._tiny_recipe(epochs=12)
+            return self._tiny_recipe(epochs=12, departures=(*TINY_DEPARTURES, *departures))
         groups = self._groups(policies=0.4, glance=0.5)
         return [
             Stage(
@@ -115,6 +139,7 @@ class UniAdaFocusX3D(UniClip):
                 clip_grad=20.0,
                 groups=groups,
                 init=self._init(),
+                departures=departures,
             )
         ]
 

@@ -373,11 +373,10 @@ class AdaFocusV2(EfficientRecognizer):
         trace.exit_step = np.zeros(len(frames), dtype=np.int64)
         there, memory, start = torch.arange(len(frames), device=frames.device), _Memory(), 0
         for k, end in enumerate(self.exit_ends):
-            videos = there.cpu().numpy()
-            trace.exit_step[videos] = k
+            trace.exit_step[there.cpu().numpy()] = k
             actions = None if random_BT2 is None else random_BT2[there.to(random_BT2.device)]
-            peaks, memory = self._look(frames[there], start, end, memory, trace, videos, actions)
-            with trace.event("head", shape=(self.classifier.width,), videos=videos):
+            peaks, memory = self._look(frames, start, end, memory, trace, there, actions)
+            with trace.event("head", shape=(self.classifier.width,), videos=there.cpu().numpy()):
                 logits = self.classifier.classify(peaks[:, -1:], end - 1)[:, 0]
             result[there] = logits.to(result.dtype)
             if thresholds[k] <= -NEVER or k == self.exits - 1:
@@ -398,16 +397,17 @@ class AdaFocusV2(EfficientRecognizer):
         end: int,
         memory: _Memory,
         trace: Trace,
-        videos: np.ndarray | None,
+        there: Tensor | None,
         random_BT2: Tensor | None,
     ) -> tuple[Tensor, _Memory]:
-        """Process the frames at steps start .. end-1 of the videos still there.
+        """Process the frames at steps start .. end-1 of the videos still there (rows of the batch; None: all).
 
         Returns the running maxima (B, end - start, H) and the memory afterwards.
         """
         steps = self.order[start:end]
+        videos = None if there is None else there.cpu().numpy()
         count: dict[str, Any] = {"videos": videos, "rows": end - start}
-        x_BT3HW = frames[:, steps]
+        x_BT3HW = frames[:, steps] if there is None else frames[there[:, None], steps]  # copies these frames only
         with trace.event("glance", shape=(3, self.glance_side, self.glance_side), variant=self.glance_name, **count):
             x_N3HW = self.normalise(x_BT3HW.flatten(0, 1))
             maps = self.glance.features(self._shrink(x_N3HW))

@@ -39,7 +39,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
+def unknown(kind: str, name: object, choices: Iterable[str]) -> UsageError:
     """The error for a name that is not among `choices`; lists them all."""
     choices = sorted(choices)
-    return UsageError(f"unknown {kind} {name!r}{did_you_mean(name, choices)}; known: {', '.join(choices) or 'none'}")
+    return UsageError(f"unknown {kind} {name!r}{did_you_mean(str(name), choices)}; known: {', '.join(choices) or 'none'}")

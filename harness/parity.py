@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class ParityCase:
     """The JSON."""
     arrays: Mapping[str, np.ndarray]
     """The npz: expected outputs and, for a training step, given inputs."""
+    remarks: list[str] = field(default_factory=list)
+    """What an adapter has to say about how it computed the outputs; the result shows it."""
 
     @property
     def training(self) -> bool:
@@ -79,7 +81,7 @@ class ParityResult:
     status: str
     """pass, fail or unsupported."""
     detail: str
-    """Largest difference, or the reason."""
+    """Largest difference, or the reason; then the adapter's remarks."""
 
 
 def run_parity(folder: Path | str, names: Sequence[str] = ()) -> list[ParityResult]:
@@ -112,6 +114,7 @@ def read_case(path: Path) -> ParityCase:
 
 def replay(case: ParityCase) -> ParityResult:
     """Let the method that knows the pair compute it, and compare."""
+    case = replace(case, remarks=[])
     for name, card in method_cards().items():
         adapter = None if card.variant_of else getattr(recognizer_class(name), "parity", None)
         if adapter is None:
@@ -136,9 +139,8 @@ def compare(case: ParityCase, outputs: Mapping[str, np.ndarray]) -> ParityResult
         worst = max(worst, difference / limit if limit else difference)
         if not difference <= limit:
             problems.append(f"{name} differs by {difference:.2e}, allowed {limit:.0e}")
-    if problems:
-        return ParityResult(case.name, "fail", "; ".join(problems))
-    return ParityResult(case.name, "pass", f"{len(case.expected)} outputs, {worst:.1%} of the tolerance used")
+    found = problems or [f"{len(case.expected)} outputs, {worst:.1%} of the tolerance used"]
+    return ParityResult(case.name, "fail" if problems else "pass", "; ".join([*found, *case.remarks]))
 
 
 def _difference(case: ParityCase, name: str, value: np.ndarray, expected: np.ndarray) -> tuple[float, float]:

@@ -195,7 +195,10 @@ def _class_names(
     number = artifact["settings"]["num_classes"]
     if file is not None and not file.is_file():
         raise UsageError(f"--classes {file}: there is no such file; it holds one class name per line")
-    names = read_classes(file) if file is not None else tuple(artifact.get("classes") or card.classes)
+    try:
+        names = read_classes(file) if file is not None else tuple(artifact.get("classes") or card.classes)
+    except DataError as error:
+        raise UsageError(f"--classes {error}") from None
     if not names:
         return [f"class {i}" for i in range(number)], ["class names are not known; see --dataset and --classes"]
     if len(names) != number:
@@ -227,6 +230,9 @@ def _point(
         for key in settings:
             if key not in known:
                 raise unknown("setting of an operating point", key, known)
+        frames = settings.get("frames", 1)
+        if not isinstance(frames, int) or isinstance(frames, bool) or frames < 1:
+            raise UsageError(f"frames {frames!r}: it is how many frames are taken, 1 or more")
         return OperatingPoint(", ".join(f"{k}={json.dumps(v)}" for k, v in settings.items()), dict(settings))
     if name is None:
         return own[0]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from harness.settings import plain
 
 State = Literal["looked", "glanced", "left out"]
+STATES: tuple[State, ...] = ("looked", "glanced", "left out")
+"""The closer look first."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,17 @@ class Prediction:
     notes: tuple[str, ...] = field(default=())
     """What a reader must know: repeated frames, unknown class names."""
 
+    def distinct(self) -> tuple[GivenFrame, ...]:
+        """The given frames, each number once, ascending.
+
+        A short video is given some frames several times: such a frame was looked at where one of its places
+        was, else glanced at where one was; it has its smallest rank and all boxes.
+        """
+        places: dict[int, list[GivenFrame]] = {}
+        for frame in self.given:
+            places.setdefault(frame.number, []).append(frame)
+        return tuple(_merged(places[number]) for number in sorted(places))
+
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
         value: dict[str, Any] = plain(self)
@@ -111,15 +124,23 @@ class Prediction:
             f"decoded  {self.frames_decoded} frames; the prediction rests on {self.frames_used:g}",
         ]
         looked = sorted((f for f in self.given if f.rank is not None), key=lambda f: f.rank or 0)
+        distinct = self.distinct()
         for word, numbers in (
             ("looked", [f.number for f in looked]),
-            ("glanced", [f.number for f in self.given if f.state == "glanced"]),
-            ("left out", [f.number for f in self.given if f.state == "left out"]),
+            ("glanced", [f.number for f in distinct if f.state == "glanced"]),
+            ("left out", [f.number for f in distinct if f.state == "left out"]),
         ):
             lines += [f"{word:8} {' '.join(map(str, numbers))}"] if numbers else []
         if self.exit_step is not None:
             lines.append(f"exit     {self.exit_step + 1} of {self.exits}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def _merged(places: Sequence[GivenFrame]) -> GivenFrame:
+    """One frame for all places of a number."""
+    state = next(s for s in STATES if any(f.state == s for f in places))
+    rank = min((f.rank for f in places if f.rank is not None), default=None)
+    return GivenFrame(places[0].number, state, rank, tuple(box for f in places for box in f.boxes))
 
 
 def duration(seconds: float) -> str:

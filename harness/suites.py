@@ -55,6 +55,8 @@ SUITES = {
                     "uni-adafocus",
                     "uni-adafocus[temporal=uniform]",
                     "uni-adafocus[spatial=random]",
+                    "uni-adafocus[deformable=false]",
+                    "uni-adafocus[pixel_gradient=false]",
                 )
             },
         ),
@@ -63,7 +65,10 @@ SUITES = {
             "real data sets and real networks; needs --data-root, --weights-dir and GPUs",
             "paper",
             1,
-            dict.fromkeys(("activitynet", "fcvid", "mini-kinetics", "sthv1", "sthv2", "jester"), ()),
+            {
+                **dict.fromkeys(("activitynet", "fcvid", "mini-kinetics", "sthv1", "sthv2", "jester"), ()),
+                "kinetics400": ("uni-adafocus-x3d",),
+            },
         ),
     )
 }

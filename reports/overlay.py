@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from harness.errors import BenchError
-from harness.prediction import Box, GivenFrame, Prediction, duration
+from harness.prediction import STATES, Box, GivenFrame, Prediction, duration
 from reports import drawing
 from reports.drawing import FAINT, GRID, INK, PALETTE, short
 
@@ -44,8 +44,14 @@ SaveFilm = Callable[[Path, Iterable[np.ndarray], float], None]
 """(path, frames, frames per second): writes a video file."""
 
 
-def write(prediction: Prediction, out: Path, *, frames: Frames, save_film: SaveFilm) -> list[Path]:
-    """Write `NAME-predicted.png` and `NAME-predicted.mp4` into `out`; NAME is the video's.
+def paths(prediction: Prediction, out: Path) -> tuple[Path, Path]:
+    """Picture and film that `write` writes: `NAME-predicted.png`, `NAME-predicted.mp4`; NAME is the video's."""
+    name = f"{Path(prediction.video).stem}-predicted"
+    return out / f"{name}.png", out / f"{name}.mp4"
+
+
+def write(prediction: Prediction, out: Path, *, frames: Frames, save_film: SaveFilm) -> tuple[Path, Path]:
+    """Write picture and film into `out`; returns their `paths`.
 
     Raises BenchError where the folder cannot be made.
     """
@@ -53,24 +59,22 @@ def write(prediction: Prediction, out: Path, *, frames: Frames, save_film: SaveF
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BenchError(f"cannot write pictures to {out}: {error.strerror}; choose another --out") from error
-    stem = out / f"{Path(prediction.video).stem}-predicted"
-    still, film_path = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.mp4")
-    numbers = sorted({frame.number for frame in prediction.given})
+    still, film_path = paths(prediction, out)
+    decoded = frames(prediction, [frame.number for frame in _chosen(prediction.distinct())])
+    images = {number: drawing.reduced(image, SMALL) for number, image in decoded}
     with drawing.style():
-        picture(prediction, dict(frames(prediction, numbers))).savefig(
-            still, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None}
-        )
+        picture(prediction, images).savefig(still, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})
     save_film(film_path, film(prediction, frames(prediction, film_numbers(prediction))), film_rate(prediction))
-    return [still, film_path]
+    return still, film_path
 
 
 def picture(prediction: Prediction, images: dict[int, np.ndarray]) -> Figure:
     """The frames it was given with what became of them, the likeliest classes, cost and time.
 
     Args:
-        images: Frame number -> uint8 (H, W, 3).
+        images: Number -> uint8 (H, W, 3), of any size, of the frames that the picture shows.
     """
-    given = _chosen(prediction.given)
+    given = _chosen(prediction.distinct())
     columns = min(COLUMNS if len(given) <= 3 * COLUMNS else 2 * COLUMNS, len(given))
     rows = -(-len(given) // columns)
     aspect = prediction.height / prediction.width
@@ -105,7 +109,7 @@ def film_rate(prediction: Prediction) -> float:
 
 def film(prediction: Prediction, images: Iterable[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 of the film: it pauses at each frame that was looked at, and at the end."""
-    given = {frame.number: frame for frame in reversed(prediction.given)}
+    given = {frame.number: frame for frame in prediction.distinct()}
     pause, end = (max(1, round(film_rate(prediction) * seconds)) for seconds in (PAUSE_S, END_S))
     painter, last = _Painter(prediction), []
     for number, image in images:
@@ -119,7 +123,7 @@ class _Painter:
     """Draws on single frames of the film."""
 
     def __init__(self, prediction: Prediction) -> None:
-        self.prediction = prediction
+        self.prediction, self.given = prediction, prediction.distinct()
         side = max(prediction.width, prediction.height)
         self.scale = min(LARGEST / side, max(1.0, SMALLEST / side))
         self.width, self.height = (max(2, 2 * round(n * self.scale / 2)) for n in (prediction.width, prediction.height))
@@ -160,9 +164,9 @@ class _Painter:
     def _caption(self, pen: ImageDraw.ImageDraw, number: int, frame: GivenFrame | None) -> None:
         """Time line, what happens to this frame, and the answer."""
         y, last = self.height + 10, max(1, self.prediction.frames - 1)
-        place = {n: 8 + n / last * (self.width - 17) for n in (number, *(f.number for f in self.prediction.given))}
+        place = {n: 8 + n / last * (self.width - 17) for n in (number, *(f.number for f in self.given))}
         pen.line((8, y, self.width - 9, y), fill=FAINT, width=2)
-        for other in self.prediction.given:
+        for other in self.given:
             x = place[other.number]
             tint, reach = {"looked": (BOX, 5), "glanced": ("#dfe3e8", 4), "left out": (FAINT, 3)}[other.state]
             tint = EXIT if other.number == self.exit_number else tint
@@ -179,8 +183,8 @@ def _draw_frame(
 ) -> None:
     width, aspect = prediction.width, prediction.height / prediction.width
     left_out = frame.state == "left out"
-    reduced = drawing.reduced(_grey(image) if left_out else image, SMALL)
-    axes.imshow(reduced, interpolation="none", extent=(x, x + 1, y + aspect, y), zorder=1)
+    shown = _grey(image) if left_out else image
+    axes.imshow(shown, interpolation="none", extent=(x, x + 1, y + aspect, y), zorder=1)
     for box in frame.boxes:
         place = (x + box.left / width, y + box.top / width, box.width / width, box.height / width)
         drawing.outline(axes, *place, weight=weight)
@@ -210,7 +214,7 @@ def _draw_facts(axes: Axes, prediction: Prediction) -> None:
     _bare(axes)
     times = prediction.seconds
     words = {"looked": "looked at", "glanced": "only glanced at", "left out": "left out"}
-    fates = [(sum(f.state == state for f in prediction.given), word) for state, word in words.items()]
+    fates = [(sum(f.state == state for f in prediction.distinct()), word) for state, word in words.items()]
     loading = times["decode"] + times["transform"] + times["transfer"]
     rows = [
         ("GFLOPs", f"{prediction.gflops:.4g}"),
@@ -247,22 +251,24 @@ def _fate(prediction: Prediction, number: int, frame: GivenFrame | None) -> str:
     time = f" · {number / prediction.fps:.1f} s" if prediction.fps else ""
     if frame is None:
         return f"frame {number}{time} · not taken"
-    if frame.rank is None:
-        return f"frame {number}{time} · {'skipped' if frame.state == 'left out' else 'glanced at'}"
-    looks = sum(f.rank is not None for f in prediction.given)
-    return f"frame {number}{time} · look {frame.rank} of {looks}" + (
-        f" · stops here, {prediction.exit_step + 1} of {prediction.exits}"
-        if prediction.exit_step is not None and number == _exit_number(prediction)
-        else ""
-    )
+    fate = "skipped" if frame.state == "left out" else "glanced at"
+    if frame.rank is not None:
+        fate = f"look {frame.rank} of {sum(f.rank is not None for f in prediction.given)}"
+    if prediction.exit_step is not None and number == _exit_number(prediction):
+        fate += f" · stops here, {prediction.exit_step + 1} of {prediction.exits}"
+    return f"frame {number}{time} · {fate}"
 
 
 def _exit_number(prediction: Prediction) -> int | None:
-    """Number of the frame after whose look the method stopped; None where it went to the end."""
-    looked = [f for f in prediction.given if f.rank is not None]
-    if prediction.exit_step is None or prediction.exit_step == prediction.exits - 1 or not looked:
+    """Number of the frame after which the method stopped: the last one looked at, or the last one glanced at
+    where it was sure before the first look. None where it went to the end, or has no exits.
+    """
+    if prediction.exit_step is None or prediction.exit_step == prediction.exits - 1:
         return None
-    return max(looked, key=lambda f: f.rank or 0).number
+    looked = [f for f in prediction.given if f.rank is not None]
+    if looked:
+        return max(looked, key=lambda f: f.rank or 0).number
+    return max((f.number for f in prediction.given if f.state == "glanced"), default=None)
 
 
 def _shuffled(prediction: Prediction) -> bool:
@@ -272,13 +278,11 @@ def _shuffled(prediction: Prediction) -> bool:
 
 
 def _chosen(given: Sequence[GivenFrame]) -> list[GivenFrame]:
-    """All frames, or as many as the picture holds: those looked at first, the others evenly."""
-    if len(given) <= SHOWN:
-        return list(given)
-    looked = [i for i, f in enumerate(given) if f.state != "left out"]
-    others = [i for i, f in enumerate(given) if f.state == "left out"]
-    wanted = [_evenly(looked, SHOWN), _evenly(others, max(0, SHOWN - len(looked)))]
-    return [given[i] for i in sorted(wanted[0] + wanted[1])]
+    """All frames, or as many as the picture holds, evenly: those looked at first, then those glanced at."""
+    wanted: list[int] = []
+    for state in STATES:
+        wanted += _evenly([i for i, f in enumerate(given) if f.state == state], SHOWN - len(wanted))
+    return [given[i] for i in sorted(wanted)]
 
 
 def _evenly(values: Sequence[int], count: int) -> list[int]:

@@ -19,8 +19,8 @@ _METHOD = "Uni-AdaFocus"
 
 
 def uni_outputs(cls: type[UniAdaFocus], case: ParityCase) -> dict[str, np.ndarray] | None:
-    """What our Uni-AdaFocus computes for `case`, by the pair's names; None if the pair is of another method."""
-    if case.spec["method"] != _METHOD:
+    """What our Uni-AdaFocus computes for `case`, by the pair's names; None if it is another method's or a training step."""
+    if case.spec.get("method") != _METHOD or case.training:
         return None
     model = load(cls, case)
     clip_BT3HW = torch.from_numpy(case.clip(model.candidates, model.resolution))

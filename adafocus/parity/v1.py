@@ -19,8 +19,8 @@ _METHOD = "AdaFocus V1"
 
 
 def v1_outputs(cls: type[AdaFocusV1], case: ParityCase) -> dict[str, np.ndarray] | None:
-    """What our V1 computes for `case`, by the pair's names; None if the pair is of another method."""
-    if case.spec["method"] != _METHOD:
+    """What our V1 computes for `case`, by the pair's names; None if it is another method's or a training step."""
+    if case.spec.get("method") != _METHOD or case.training:
         return None
     model = load(cls, case, frames=case.spec["frames"])
     seen: dict[str, Tensor] = {}

@@ -19,8 +19,8 @@ _METHOD = "AdaFocus V1 + TSM"
 
 
 def v1_tsm_outputs(cls: type[AdaFocusV1TSM], case: ParityCase) -> dict[str, np.ndarray] | None:
-    """What our V1-TSM computes for `case`, by the pair's names; None if the pair is of another method."""
-    if case.spec["method"] != _METHOD:
+    """What our V1-TSM computes for `case`, by the pair's names; None if it is another method's or a training step."""
+    if case.spec.get("method") != _METHOD or case.training:
         return None
     glance, focus = two_clips(case)
     model = load(cls, case, focus_frames=focus.shape[1], policy_statistics="batch")

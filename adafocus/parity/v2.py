@@ -30,7 +30,7 @@ _MODULES = {
 
 def v2_outputs(cls: type[AdaFocusV2], case: ParityCase) -> dict[str, np.ndarray] | None:
     """What our V2 computes for `case`, by the pair's names; None if the pair is of another method."""
-    if case.spec["method"] != _METHOD:
+    if case.spec.get("method") != _METHOD:
         return None
     model = load(cls, case)
     clip = torch.from_numpy(case.clip(model.frames, model.resolution))

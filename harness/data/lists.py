@@ -125,8 +125,16 @@ def _labels(numbers: Sequence[int], multi_label: bool) -> tuple[int, ...]:
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names by index from `name` or `index,name` lines; indices must count from 0."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """Class names by index from `name` or `index,name` lines; indices must count from 0.
+
+    Raises DataError naming a file that is no text, holds no name, or does not count.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not text in UTF-8; it holds one class name per line") from None
+    if not lines:
+        raise DataError(f"{path}: is empty; it holds one class name per line")
     numbered = [re.match(r"(\d+)[,;]\s*(.+)", line) for line in lines]
     if not all(numbered):
         return tuple(lines)

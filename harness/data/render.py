@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
+from harness.data.encode import write_mp4
 from harness.data.glyphs import VERSION, GlyphParameters, VideoPlan, draw_video, parameters, plan_video
 from harness.errors import DataError
 from harness.records import file_hash, write_arrays, write_json
@@ -83,17 +83,9 @@ def encode(path: Path, frames: np.ndarray, *, fps: int, x264: str) -> None:
 
     `x264` are the encoder's own parameters (`GlyphParameters.x264`).
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    count, height, width = frames.shape[:3]
-    with av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.thread_count = 1
-        stream.options = {"preset": "veryfast", "x264-params": f"{x264}:keyint={count}:min-keyint={count}:scenecut=0"}
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-    temporary.replace(path)
+    count = len(frames)
+    x264 = f"{x264}:keyint={count}:min-keyint={count}:scenecut=0"
+    write_mp4(path, frames, fps, options={"preset": "veryfast", "x264-params": x264}, threads=1)
 
 
 def _require_current(folder: Path, wanted: GlyphParameters) -> None:

@@ -45,7 +45,7 @@ def deformable_crop(x_NCHW: Tensor, actions_N4: Tensor, size: int, stretch: tupl
 
     Args:
         x_NCHW: Float frames or feature maps.
-        actions_N4: (a_y, a_x, s_y, s_x) in [0, 1].
+        actions_N4: (a_y, a_x, s_y, s_x) in [0, 1]; any s with 0 < r <= H / P will do, see `unstretched`.
         size: P in pixels or cells.
         stretch: (low, high), see `box_stretch`.
 
@@ -71,9 +71,15 @@ def box_stretch(patch: int, smallest: int, side: int) -> tuple[float, float]:
 
 
 def unstretched(stretch: tuple[float, float]) -> float:
-    """The s at which a box is exactly the patch, so that cropping does not resample."""
+    """The s at which a box is exactly the patch, so that cropping does not resample: (1 - low) / (high - low).
+
+    Below 0 for a patch smaller than the smallest box, which is all the same cut out exactly. 0 where every box
+    is the whole frame and none can be the patch.
+
+    Source: the authors' (P - 96) / 128; adafocus.md 8.3.
+    """
     low, high = stretch
-    return 0.0 if low == high else min(max((1 - low) / (high - low), 0.0), 1.0)
+    return 0.0 if low == high else (1 - low) / (high - low)
 
 
 def hard_crop(x_N3HW: Tensor, actions_N2: Tensor, size: int) -> Tensor:

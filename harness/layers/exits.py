@@ -5,7 +5,9 @@ Shapes: N videos, K exits, C classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -51,16 +53,21 @@ def point_thresholds(point: Mapping[str, Any], exits: int) -> list[float] | None
     `point` may hold `thresholds` (K,), or `exit_at`, the 0-based exit forced on every video.
 
     Raises:
-        UsageError: There is no such exit, or the number of thresholds is wrong.
+        UsageError: There is no such exit, the number of thresholds is wrong, or they are no numbers.
     """
     if "exit_at" in point:
-        if not 0 <= point["exit_at"] < exits:
-            raise UsageError(f"exit_at {point['exit_at']}: there are {exits} exits, 0 to {exits - 1}")
-        return [NEVER] * point["exit_at"] + [-NEVER] * (exits - point["exit_at"])
-    thresholds: list[float] | None = point.get("thresholds")
-    if thresholds is not None and len(thresholds) != exits:
+        step = point["exit_at"]
+        if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < exits:
+            raise UsageError(f"exit_at {step!r}: there are {exits} exits, 0 to {exits - 1}")
+        return [NEVER] * step + [-NEVER] * (exits - step)
+    if "thresholds" not in point:
+        return None
+    thresholds = point["thresholds"]
+    if not isinstance(thresholds, list | tuple) or not all(map(_is_real, thresholds)):
+        raise UsageError(f"thresholds {thresholds!r}: they are a list of {exits} numbers, one for each exit")
+    if len(thresholds) != exits:
         raise UsageError(f"{len(thresholds)} thresholds for {exits} exits; calibrate again")
-    return thresholds
+    return [float(threshold) for threshold in thresholds]
 
 
 def calibrate_thresholds(
@@ -114,6 +121,10 @@ def exit_steps(scores_NK: np.ndarray, thresholds_K: np.ndarray) -> np.ndarray:
     reached = scores_NK >= np.asarray(thresholds_K)
     reached[:, -1] = True
     return reached.argmax(axis=1)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def _geometric(log_ratio: float, exits: int) -> np.ndarray:

@@ -55,7 +55,7 @@ ROUNDING = 1e-5
 """Thresholds are lowered by this share: they are scores of the timed videos themselves, which another batching of
 the same work moves by a rounding error."""
 EXIT_INPUTS = 8
-"""Videos that they are calibrated on and timed with."""
+"""Videos that they are calibrated on and timed with, or one batch where that is more."""
 
 Forward = Callable[[Clips], Tensor]
 
@@ -75,7 +75,7 @@ class Comparison:
     speedup: Verdict
     """Of the ratio slow / fast; `broken` says that ours is significantly and by more than 10 % faster."""
     macs_saved: float | None = None
-    """Exits only: share of the MACs that were not executed."""
+    """Exits only: share of the full forward's MACs that were not executed."""
 
     @property
     def time_saved(self) -> float:
@@ -178,7 +178,7 @@ def against_authors(
         return AUTHORS_WAY[method](model, clips)
 
     def ours(clips: Clips) -> Tensor:
-        return model.infer(clips, trace=Trace(batch))
+        return model.infer(clips, trace=_trace(clips))
 
     with evaluating(device):
         torch.testing.assert_close(theirs(clips), ours(clips), rtol=1e-3, atol=1e-3)
@@ -189,23 +189,28 @@ def against_authors(
 def leaving_early(
     method: str, batch: int, *, exit_every: int = 1, device: str = "cpu", rounds: int = EXIT_ROUNDS, size: str = "paper"
 ) -> Comparison:
-    """Time the full forward and one with exits calibrated to half its MACs, on the same videos."""
+    """Time the full forward and one with exits calibrated to half its MACs, on the same videos.
+
+    Raises:
+        UsageError: The videos cannot be split into batches of this size.
+    """
+    videos = exit_videos(batch)
     model = built(method, device, size, exit_every=exit_every)
-    whole = inputs(model, EXIT_INPUTS, device)
-    batches = [{n: c[i : i + batch] for n, c in whole.items()} for i in range(0, EXIT_INPUTS, batch)]
+    whole = inputs(model, videos, device)
+    batches = [{n: c[i : i + batch] for n, c in whole.items()} for i in range(0, videos, batch)]
     with evaluating(device):
-        scores = torch.cat([model.infer_exits(b, trace=Trace(batch)) for b in batches]).float().cpu().numpy()
-    costs = exit_costs(method, size, exit_every)
-    point = model.calibrate(scores, costs, HALF)
+        scores = torch.cat([model.infer_exits(b, trace=_trace(b)) for b in batches]).float().cpu().numpy()
+    costs, full_cost = exit_costs(method, size, exit_every)
+    point = model.calibrate(scores, costs, HALF * full_cost / costs[-1])  # the last exit runs more heads than `full`
     thresholds = np.asarray(point["thresholds"])
     point["thresholds"] = (thresholds - ROUNDING * np.abs(thresholds)).tolist()
     left: list[float] = []
 
     def full(clips: Clips) -> Tensor:
-        return model.infer(clips, trace=Trace(batch))
+        return model.infer(clips, trace=_trace(clips))
 
     def early(clips: Clips) -> Tensor:
-        trace = Trace(batch)
+        trace = _trace(clips)
         logits = model.infer(clips, point, trace=trace)
         left.extend(costs[trace.exit_step])
         return logits
@@ -214,7 +219,15 @@ def leaving_early(
         slow, fast = in_turns(full, early, batches, rounds, device)
     what = f"full -> exits every {exit_every} frame{'s' * (exit_every > 1)}"
     found = Comparison(method, what, batch, device, slow, fast, _ratio(fast, slow))
-    return replace(found, macs_saved=1 - float(np.mean(left)) / costs[-1])
+    return replace(found, macs_saved=1 - float(np.mean(left)) / full_cost)
+
+
+def exit_videos(batch: int) -> int:
+    """Videos that exits are timed with; raises UsageError where they cannot be split into batches of this size."""
+    videos = max(EXIT_INPUTS, batch)
+    if batch < 1 or videos % batch:
+        raise UsageError(f"batch {batch}: exits are timed with {videos} videos, which such batches do not divide")
+    return videos
 
 
 def in_turns(
@@ -270,9 +283,18 @@ def evaluating(device: str) -> Iterator[None]:
 def _seconds(forward: Forward, clips: Clips, device: str) -> float:
     began = time.perf_counter()
     forward(clips)
-    if device == "cuda":
-        torch.cuda.synchronize()
+    if on_cuda(device):
+        torch.cuda.synchronize(device)
     return time.perf_counter() - began
+
+
+def on_cuda(device: str) -> bool:
+    """Whether work on `device`, such as cuda:0, has to be waited for."""
+    return torch.device(device).type == "cuda"
+
+
+def _trace(clips: Clips) -> Trace:
+    return Trace(len(next(iter(clips.values()))))
 
 
 def _ratio(fast: Sequence[float], slow: Sequence[float]) -> Verdict:
@@ -280,16 +302,20 @@ def _ratio(fast: Sequence[float], slow: Sequence[float]) -> Verdict:
 
 
 @cache
-def exit_costs(method: str, size: str, exit_every: int) -> np.ndarray:
-    """MACs of stopping one video at each exit (K,), counted in another process, as counting slows what follows."""
+def exit_costs(method: str, size: str, exit_every: int) -> tuple[np.ndarray, float]:
+    """MACs of one video that stops at each exit (K,), and of one without exits.
+
+    Counted in another process, as counting slows what follows.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_count, method, size, exit_every).result()
 
 
-def _count(method: str, size: str, exit_every: int) -> np.ndarray:
+def _count(method: str, size: str, exit_every: int) -> tuple[np.ndarray, float]:
     model = built(method, "cpu", size, exit_every=exit_every)
     clips = inputs(model, 1, "cpu")
-    return np.asarray([metered(model, clips, model.exit_settings(k))[1] for k in range(model.exits)])
+    costs = np.asarray([metered(model, clips, model.exit_settings(k))[1] for k in range(model.exits)])
+    return costs, metered(model, clips)[1]
 
 
 def main() -> None:
@@ -303,6 +329,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     methods, batches = asked.methods.split(","), [int(b) for b in asked.batches.split(",")]
+    if asked.exit_every:
+        for batch in batches:
+            exit_videos(batch)  # refused now, not after half an hour
     common = {"device": asked.device} | ({"rounds": asked.rounds} if asked.rounds else {})
     jobs: list[tuple[Callable[..., Comparison], dict[str, Any]]] = [
         (against_authors, {"method": m, "batch": b}) for m in methods for b in batches
@@ -311,8 +340,12 @@ def main() -> None:
         (leaving_early, {"method": m, "batch": b, "exit_every": int(e)})
         for m in methods if m in EXITING for e in asked.exit_every.split(",") if e for b in batches
     ]  # fmt: skip
-    name = torch.cuda.get_device_name() if asked.device == "cuda" else machine().cpu
-    print(f"{name}, float32, {MEMORY_FORMAT}, {THREADS} threads, torch {torch.__version__}", file=sys.stderr)
+    name, precision = machine().cpu, "float32"
+    if on_cuda(asked.device):
+        name = torch.cuda.get_device_name(asked.device)
+        tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        precision += " (TF32 {} in convolutions, {} in products)".format(*("on" if t else "off" for t in tf32))
+    print(f"{name}, {precision}, {MEMORY_FORMAT}, {THREADS} threads, torch {torch.__version__}", file=sys.stderr)
     found = []
     with machine_lock("tests/benchmarks/authors_way"):
         for work, arguments in jobs:

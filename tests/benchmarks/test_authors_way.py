@@ -22,7 +22,7 @@ def test_ours_is_not_slower_than_the_authors_way(method, batch, device, record_p
     least = LEAST.get((method, batch, device))
     if least is not None:
         assert found.speedup.ratio >= least
-    assert not found.speedup.faster, "the authors' way is significantly, and by more than 10 %, faster"
+    assert found.speedup.high >= 1.0, "the authors' way is faster: the ratio's whole interval lies below 1"
 
 
 @pytest.mark.parametrize("device", DEVICES)

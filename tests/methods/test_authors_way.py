@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,17 @@ from harness.errors import UsageError
 from harness.gate import decide
 from harness.trace import Trace
 from tests.benchmarks import authors_way
-from tests.benchmarks.authors_way import AUTHORS_WAY, Comparison, against_authors, built, in_turns, inputs
+from tests.benchmarks.authors_way import (
+    AUTHORS_WAY,
+    Comparison,
+    against_authors,
+    built,
+    exit_videos,
+    in_turns,
+    inputs,
+    leaving_early,
+    on_cuda,
+)
 
 
 @pytest.mark.parametrize("method", AUTHORS_WAY)
@@ -40,3 +51,34 @@ def test_the_ratio_says_what_is_faster() -> None:
     assert authors_way.THREADS == 2
     with pytest.raises(UsageError, match="adafocus-v1"):
         against_authors("tsn", 1)
+
+
+def test_exits_are_timed_with_whole_batches() -> None:
+    assert [exit_videos(batch) for batch in (1, 4, 8, 12)] == [8, 8, 8, 12]
+    for batch in (0, 3, 6):
+        with pytest.raises(UsageError, match=f"batch {batch}"):
+            leaving_early("adafocus-v2", batch, size="tiny")
+    assert on_cuda("cuda:0") and on_cuda("cuda") and not on_cuda("cpu")
+
+
+@pytest.mark.parametrize("batch", [2, 6])
+def test_macs_saved_are_those_of_the_full_forward(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    costs, full = authors_way._count("adafocus-v2", "tiny", 4)
+    assert len(costs) == 2 and costs[-1] > full, "stopping at the last exit runs the heads of the exits before too"
+    monkeypatch.setattr(authors_way, "EXIT_INPUTS", 4)
+    monkeypatch.setattr(authors_way, "exit_costs", lambda *_: (costs, full))
+    seen: list[int] = []
+
+    def once(_, early, batches, *__):
+        seen.extend(len(clips["frames"]) for clips in batches)
+        for clips in batches:
+            early(clips)
+        return (2.0,) * 5, (1.0,) * 5
+
+    monkeypatch.setattr(authors_way, "in_turns", once)
+    found = leaving_early("adafocus-v2", batch, exit_every=4, size="tiny")
+    assert seen == ([2, 2] if batch == 2 else [6])
+    shares = [1 - np.mean(np.r_[np.full(k, costs[0]), np.full(sum(seen) - k, costs[1])]) / full
+              for k in range(sum(seen) + 1)]  # fmt: skip
+    assert found.macs_saved is not None and min(abs(found.macs_saved - share) for share in shares) < 1e-12
+    assert found.macs_saved > 0.4
