@@ -75,8 +75,11 @@ TINY_DEPARTURES = (
     "auxiliary loss of the glance network on the clip's mean logits (paper: per frame)",
     "focus frames are processed coarse to fine (paper: in temporal order)",
     "the policies start at the frame's centre and at equal weights (paper: random initial weights)",
-    "boxes are never blown up, and no prior pulls them towards the whole frame, where small digits are lost "
-    "(paper: boxes from 3/4 of the patch, prior of weight 1)",
+    "boxes of 1/2 to 1 of the frame's side, so never blown up to the patch, and no prior pulls them towards the whole "
+    "frame, where small digits are lost (paper: boxes of 3/7 to 1, so from 3/4 of the patch, prior of weight 1)",
+    "8 glance and 8 focus frames of 24, the glance at a quarter of the side (paper: 16 and 16 of 48, at the full side)",
+    "twice the learning rate for the policies, the plain one for all else (paper: 0.2 for the policies, 0.5 for the "
+    "glance network, its head and the spatial policy's head, 20 for the classifiers)",
 )
 PIXEL_DEPARTURE = (
     "the spatial policy learns through the patches' pixels too, as AdaFocus V2's does, each patch's gradient scaled "
@@ -250,7 +253,7 @@ class UniAdaFocus(EfficientRecognizer):
             "glance_resize": "area",
             "focus": "restiny",
             "smallest_box": resolution // 2,
-            "spatial_channels": 32,
+            "spatial_channels": 16,
             "temporal_channels": 16,
             "policies_centred": True,
             "pixel_gradient": True,
