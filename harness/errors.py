@@ -42,4 +42,5 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UsageError:
     """The error for a name that is not among `choices`; lists them all."""
     choices = sorted(choices)
-    return UsageError(f"unknown {kind} {name!r}{did_you_mean(str(name), choices)}; known: {', '.join(choices) or 'none'}")
+    near = did_you_mean(str(name), choices)
+    return UsageError(f"unknown {kind} {name!r}{near}; known: {', '.join(choices) or 'none'}")

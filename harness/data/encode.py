@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Final
 
 import av
 import numpy as np
@@ -12,7 +13,7 @@ from av.codec.codec import UnknownCodecError
 
 from harness.errors import DataError
 
-ENCODER = "libx264"
+ENCODER: Final = "libx264"
 FOR_PEOPLE = {"preset": "veryfast", "crf": "18"}
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -124,7 +123,7 @@ def exit_steps(scores_NK: np.ndarray, thresholds_K: np.ndarray) -> np.ndarray:
 
 
 def _is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def _geometric(log_ratio: float, exits: int) -> np.ndarray:

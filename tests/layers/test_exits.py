@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from harness.errors import UsageError
-from harness.layers.exits import NEVER, calibrate_thresholds, exit_scores, exit_steps, should_exit
+from harness.layers.exits import (
+    NEVER,
+    calibrate_thresholds,
+    exit_scores,
+    exit_steps,
+    point_thresholds,
+    should_exit,
+)
 
 COSTS = np.arange(1, 9) * 2.5
 
@@ -84,3 +91,25 @@ def test_ties_never_exceed_the_budget() -> None:
 def test_shapes_must_fit() -> None:
     with pytest.raises(UsageError, match="7 exit costs"):
         calibrate_thresholds(exit_logits(), COSTS[:7], 0.5)
+
+
+def test_thresholds_of_points() -> None:
+    assert point_thresholds({}, 3) is None
+    assert point_thresholds({"exit_at": 1}, 3) == [NEVER, -NEVER, -NEVER]
+    assert point_thresholds({"thresholds": [1, 0.5, -NEVER]}, 3) == [1.0, 0.5, -NEVER]
+
+
+@pytest.mark.parametrize("step", ["abc", 2.5, None, True, -1, 3, [1]])
+def test_exits_that_are_none_are_named(step: object) -> None:
+    with pytest.raises(UsageError, match="exit_at .*there are 3 exits, 0 to 2") as caught:
+        point_thresholds({"exit_at": step}, 3)
+    assert repr(step) in str(caught.value)
+
+
+@pytest.mark.parametrize("thresholds", [0.5, "abc", None, [0.1, 0.2, "x"], [0.1, 0.2, True], [0.1, 0.2, np.nan]])
+def test_thresholds_that_are_no_numbers_are_named(thresholds: object) -> None:
+    with pytest.raises(UsageError, match="a list of 3 numbers") as caught:
+        point_thresholds({"thresholds": thresholds}, 3)
+    assert repr(thresholds) in str(caught.value)
+    with pytest.raises(UsageError, match="2 thresholds for 3 exits"):
+        point_thresholds({"thresholds": [0.1, 0.2]}, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from harness import artifacts
 from harness.build import build_recognizer, full_settings
 from harness.cost.table import metered
+from harness.data import encode
 from harness.data.decode import decode, probe
 from harness.data.encode import write_mp4
 from harness.errors import BenchError, CheckpointError, DataError, UsageError
@@ -114,6 +116,23 @@ def test_settings_of_points_are_checked(clip: Path, checkpoint: Path) -> None:
         predict(clip, checkpoint, point="full", settings={"exit_at": 3})
 
 
+@pytest.mark.parametrize(
+    "text", ["exit_at=abc", "exit_at=2.5", "exit_at=none", "exit_at=true", "thresholds=0.5", "thresholds=abcdefgh"]
+)
+def test_values_of_exits_are_checked(clip: Path, checkpoint: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"exit_at .* there are 8 exits|thresholds .* list of 8 numbers"):
+        predict(clip, checkpoint, settings=point_settings([text]))
+
+
+def test_values_of_other_settings_are_checked(clip: Path, tmp_path: Path) -> None:
+    folder = made(tmp_path / "t", "tsn", dataset="glyphs")
+    for frames in ("abc", 2.5, None, True, 0, -4):
+        with pytest.raises(UsageError, match=f"frames {frames!r}: .* 1 or more"):
+            predict(clip, folder, settings={"frames": frames})
+    with pytest.raises(UsageError, match="unknown patches 3; known: centre, learned, random"):
+        predict(clip, made(tmp_path / "v", "adafocus-v1", dataset="glyphs"), settings={"patches": 3})
+
+
 def test_videos_that_cannot_be_predicted_are_named(clip: Path, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.mp4: missing"):
         predict(tmp_path / "nowhere.mp4", checkpoint)
@@ -162,6 +181,10 @@ def test_class_names(clip: Path, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
     with pytest.raises(UsageError, match="knows 10 classes"):
         predict(clip, checkpoint, classes=tmp_path / "names.txt")
+    for content, what in ((b"\xff\xfe\x00", "not text in UTF-8"), (b" \n", "is empty")):
+        (tmp_path / "odd.txt").write_bytes(content)
+        with pytest.raises(UsageError, match=rf"--classes .*odd\.txt: .*{what}"):
+            predict(clip, checkpoint, classes=tmp_path / "odd.txt")
     converted = made(tmp_path / "c", "tsn", classes=3, stage="official")
     unnamed = predict(clip, converted)
     assert unnamed.classes[0].name == f"class {unnamed.classes[0].index}"
@@ -243,6 +266,67 @@ def test_the_film_pauses_where_the_method_looked_and_greys_what_it_left_out(clip
     assert (scene[3][top + 1, left + 5 : right - 5] == yellow).all()
     exits = [(image[height - 1, 160] == (0xD9, 0x62, 0x2B)).all() for image in scene]
     assert [i for i, marked in enumerate(exits) if marked] == list(range(3, 3 + pauses))
+
+
+def test_leaving_after_the_glance_is_marked_at_the_last_glanced_frame(clip: Path) -> None:
+    glanced = tuple(GivenFrame(n, "glanced" if n in (1, 10, 19) else "left out", None) for n in range(24))
+    found = prediction(clip, given=glanced, exit_step=0)
+    painter, image = overlay._Painter(found), np.zeros((64, 96, 3), dtype=np.uint8)
+    frames = {n: painter.paint(n, image, glanced[n]) for n in (10, 19, 20)}
+    marked = [n for n, drawn in frames.items() if (drawn[painter.height - 1, 160] == (0xD9, 0x62, 0x2B)).all()]
+    assert marked == [19]
+    assert overlay._fate(found, 19, glanced[19]) == "frame 19 · 2.4 s · glanced at · stops here, 1 of 8"
+    assert "stops" not in overlay._fate(found, 10, glanced[10]) + overlay._fate(found, 20, glanced[20])
+    to_the_end = prediction(clip, given=glanced, exit_step=7)
+    assert overlay._exit_number(to_the_end) is None
+
+
+def test_a_repeated_frame_is_shown_as_the_closest_look_at_it(clip: Path) -> None:
+    box, other = Box(8, 16, 32, 32), Box(0, 0, 16, 16)
+    repeated = (
+        GivenFrame(3, "left out", None), GivenFrame(3, "looked", 2, (box,)), GivenFrame(3, "looked", 1, (other,)),
+        GivenFrame(5, "left out", None), GivenFrame(5, "glanced", None), GivenFrame(7, "left out", None),
+        GivenFrame(7, "left out", None),
+    )  # fmt: skip
+    found = prediction(clip, given=repeated, exit_step=None)
+    merged = (GivenFrame(3, "looked", 1, (box, other)), GivenFrame(5, "glanced", None), GivenFrame(7, "left out", None))
+    assert found.distinct() == merged
+    assert "looked   3 3\nglanced  5\nleft out 7" in found.to_text()
+    first = next(overlay.film(found, shown(found, [3])))
+    height = len(first) - overlay.BAR
+    assert np.ptp(first[height // 2 :, 200:].astype(int), axis=-1).max() > 50, "in colour"
+    assert (first[round(8 * 320 / 96) + 1, 80:150] == (0xFF, 0xD2, 0x3F)).all(), "with its box"
+    assert overlay._fate(found, 3, merged[0]).endswith("look 1 of 2")
+
+
+def test_the_picture_takes_only_what_it_shows_and_keeps_it_small(clip: Path, tmp_path: Path) -> None:
+    asked: list[list[int]] = []
+    sizes: list[tuple[int, ...]] = []
+
+    def frames(_: Prediction, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        asked.append(list(numbers))
+        return ((n, np.full((480, 720, 3), n, dtype=np.uint8)) for n in numbers)
+
+    def save_film(_: Path, images: Iterable[np.ndarray], __: float) -> None:
+        sizes.extend(image.shape for image in images)
+
+    given = tuple(GivenFrame(n, "looked" if n % 10 == 0 else "left out", n // 10 or None) for n in range(112))
+    found = prediction(clip, given=given, frames=112, width=720, height=480, exit_step=None)
+    with pytest.MonkeyPatch.context() as patch:
+        drawn: dict[int, np.ndarray] = {}
+        draw = overlay.picture
+        patch.setattr(overlay, "picture", lambda p, images: drawn.update(images) or draw(p, images))
+        overlay.write(found, tmp_path, frames=frames, save_film=save_film)
+    assert len(asked[0]) == overlay.SHOWN and set(range(0, 112, 10)) <= set(asked[0])
+    assert {image.shape for image in drawn.values()} == {(213, 320, 3)}
+    assert len(sizes) > 112
+
+
+def test_a_missing_encoder_is_told_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "ENCODER", "libx264-not-there")
+    with pytest.raises(DataError, match=r"film\.mp4 cannot be written: .*libx264-not-there.*bench\.py doctor"):
+        write_mp4(tmp_path / "film.mp4", [np.zeros((2, 2, 3), dtype=np.uint8)], 8)
+    assert not any(tmp_path.iterdir())
 
 
 def test_pictures_are_written_and_the_video_is_not_overwritten(clip: Path, tmp_path: Path) -> None:
