@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ class Videos:
     """What a planner reads of a VideoSet."""
 
     def __init__(self, name: str, resolution: int) -> None:
-        self.card, self.resolution, self.fingerprint = dataset_card(name), resolution, "f"
+        card = dataset_card(name)
+        classes = card.classes or tuple(map(str, range(card.num_classes)))  # as if its class file were there
+        self.card, self.resolution, self.fingerprint = replace(card, classes=classes), resolution, "f"
         self.splits = {"train": tuple(range(1200))}
 
 
@@ -124,6 +127,12 @@ def test_set_may_name_a_variant() -> None:
         parse_sets(["adafocus-v2[random_pass=false]"])
 
 
+def test_every_published_variant_and_part_is_in_a_suite() -> None:
+    assert cells(SUITES["paper"])["kinetics400"] == ("uni-adafocus-x3d",)
+    parts = {"temporal=uniform", "spatial=random", "deformable=false", "pixel_gradient=false"}
+    assert {f"uni-adafocus[{part}]" for part in parts} < set(cells(SUITES["ablation"])["glyphs"])
+
+
 @pytest.mark.parametrize("suite", sorted(SUITES))
 def test_suites_name_methods_as_their_cards_do(suite: str) -> None:
     for names in cells(SUITES[suite]).values():
@@ -187,6 +196,21 @@ def test_a_recipe_starts_as_the_settings_say(tmp_path: Path) -> None:
     assert found == {
         "glance": "Initialization_model_prime_resnet50_patch_size_96.pth",
         "focus": "resnet50-19c8e357.pth",
+    }
+
+
+def test_x3d_starts_whole(tmp_path: Path) -> None:
+    """The recipe's file names no initial weights, so the method's own apply: backbones and all four heads."""
+    for file in ("x3d_s.pyth", "x3d_l.pyth"):
+        (tmp_path / file).touch()
+    plan = paper_planner("kinetics400", initialisation="pretrained", weights_dir=tmp_path)
+    (spec,) = plan.cell("uni-adafocus-x3d", 0).train
+    assert (spec.stage["lr"], spec.settings["num_classes"]) == (0.005, 400), "the recipe's"
+    found = {weights.into: (Path(weights.path or "").name, weights.backbone) for weights in spec.weights}
+    assert found == {
+        f"{net}.{part}": (f"{name}.pyth", name if part == "backbone" else f"{name}-head")
+        for net, name in (("glance", "x3d_s"), ("focus", "x3d_l"))
+        for part in ("backbone", "head", "aux_head")
     }
 
 

@@ -19,7 +19,10 @@ _METHOD = "Uni-AdaFocus"
 
 
 def uni_outputs(cls: type[UniAdaFocus], case: ParityCase) -> dict[str, np.ndarray] | None:
-    """What our Uni-AdaFocus computes for `case`, by the pair's names; None if it is another method's or a training step."""
+    """What our Uni-AdaFocus computes for `case`, by the pair's names.
+
+    None if the pair is another method's or a training step.
+    """
     if case.spec.get("method") != _METHOD or case.training:
         return None
     model = load(cls, case)

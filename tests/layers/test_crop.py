@@ -114,9 +114,22 @@ def test_unstretched_box_is_the_plain_crop() -> None:
     torch.testing.assert_close(deformable_crop(x, actions, 8, STRETCH), crop(x, at, 8), atol=1e-5, rtol=0)
 
 
-def test_unstretched_is_the_authors_constant() -> None:
-    assert unstretched(box_stretch(128, 96, 224)) == pytest.approx((128 - 96) / 128)
-    assert unstretched(box_stretch(32, 32, 32)) == 0
+@pytest.mark.parametrize("patch", [64, 96, 128, 160, 224])
+def test_unstretched_is_the_authors_constant(patch: int) -> None:
+    assert unstretched(box_stretch(patch, 96, 224)) == pytest.approx((patch - 96) / 128)
+
+
+def test_no_box_is_the_patch_where_all_are_the_whole_frame() -> None:
+    assert unstretched(box_stretch(16, 32, 32)) == 0
+
+
+@pytest.mark.parametrize("patch", [4, 6, 20])
+def test_patches_of_any_size_are_cut_out_exactly(patch: int) -> None:
+    """Smaller than the smallest box of 6, as large, and the whole frame: no resampling, and the box says so."""
+    x, at, stretch = frames(2), torch.tensor([[0.3, 0.8], [1.0, 0.0]]), box_stretch(patch, 6, 20)
+    actions = torch.cat((at, torch.full_like(at, unstretched(stretch))), dim=1)
+    torch.testing.assert_close(deformable_crop(x, actions, patch, stretch), crop(x, at, patch), atol=1e-5, rtol=0)
+    torch.testing.assert_close(deformable_boxes(actions, stretch), crop_boxes(at, patch, 20))
 
 
 def test_whole_frame_halved() -> None:

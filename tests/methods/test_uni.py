@@ -18,6 +18,7 @@ from harness.errors import UsageError
 from harness.layers.exits import NEVER
 from harness.recipes import recipes
 from harness.trace import Trace
+from harness.training import build_optimizer
 
 from mmaction.structures import ActionDataSample
 
@@ -335,17 +336,49 @@ def test_published_exit_costs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "batch", "lr", "decay", "prior"),
-    [("activitynet", 32, 0.002, 2e-4, 1.0), ("fcvid", 64, 0.004, 1e-4, 1.0), ("mini-kinetics", 48, 0.003, 1e-4, 0.75)],
+    ("dataset", "classes", "batch", "lr", "decay", "prior", "head_dropout"),
+    [
+        ("activitynet", 200, 32, 0.002, 2e-4, 1.0, 0.2),
+        ("fcvid", 239, 64, 0.004, 1e-4, 1.0, 0.2),
+        ("mini-kinetics", 200, 48, 0.003, 1e-4, 0.75, 0.1),
+    ],
 )
-def test_paper_recipes(dataset: str, batch: int, lr: float, decay: float, prior: float) -> None:
+def test_paper_recipes(
+    dataset: str, classes: int, batch: int, lr: float, decay: float, prior: float, head_dropout: float
+) -> None:
+    """adafocus.md 8.1, 8.4, 8.5; the model is built with the recipe's settings."""
     recipe = next(r for r in recipes() if (r.method, r.dataset) == ("uni-adafocus", dataset))
     (stage,) = recipe.stages
     assert (stage.batch_size, stage.epochs, stage.lr, stage.weight_decay) == (batch, 50, lr, decay)
-    assert recipe.settings["size_weight"] == prior
+    assert (stage.optimizer, stage.momentum, stage.schedule, stage.clip_grad) == ("SGD", 0.9, "cosine", None)
+    assert recipe.settings == {
+        "frames": 16,
+        "glance_frames": 16,
+        "group": 3,
+        "patch_size": 128,
+        "smallest_box": 96,
+        "glance": "mobilenet_v2",
+        "focus": "resnet50",
+        "order": "temporal",
+        "dropout": 0.2,
+        "head_dropout": head_dropout,
+        "size_weight": prior,
+        "exit_score": "logit",
+    }
     rates = {module: group.lr_mult for group in stage.groups for module in group.modules}
     assert rates == {
         **dict.fromkeys(("spatial_policy", "temporal_policy"), 0.2),
         **dict.fromkeys(("glance", "glance_head", "spatial_head"), 0.5),
         **dict.fromkeys(CLASSIFIERS, 20.0),
     }
+    assert sum("batch norm sees the whole batch" in departure for departure in stage.departures) == 1
+    with torch.device("meta"):
+        model = UniAdaFocus(
+            classes, resolution=224, **{**UniAdaFocus.settings_for("paper", 224), **recipe.settings}
+        )
+    model.set_stage(stage)
+    assert build_optimizer(model, stage).param_groups
+    assert model.stretch == pytest.approx((96 / 128, 224 / 128))
+    assert (model.candidates, model.exits) == (48, 17)
+    assert (model.exit_score, model.pixel_gradient) == ("logit", False)
+    assert [part[0].p for part in (model.glance_head, model.focus_head)] == [head_dropout] * 2

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 import harness.data.clips  # noqa: F401  (registers the preprocessor)
-from adafocus.uni_clip import UniClip
+from adafocus.uni_clip import TINY_DEPARTURES, UniClip
 from adafocus.uni_tsm import UniAdaFocusTSM
-from adafocus.uni_x3d import UniAdaFocusX3D
+from adafocus.uni_x3d import HEAD_DEPARTURE, UniAdaFocusX3D
+from harness.artifacts import load_into
 from harness.cost.counter import MacMeter
 from harness.errors import UsageError
+from harness.layers.backbones import imagenet_state
 from harness.layers.crop import deformable_crop
 from harness.layers.exits import NEVER
 from harness.layers.frame_sampling import sample_frames
@@ -27,6 +29,7 @@ from harness.official import convert
 from harness.recipes import paper_recipe
 from harness.registry import method_cards
 from harness.trace import Trace
+from harness.training import build_optimizer
 
 METHODS = [UniAdaFocusTSM, UniAdaFocusX3D]
 VIDEOS = 3
@@ -123,6 +126,25 @@ def test_passes_are_averaged(cls: type[UniClip]) -> None:
     torch.testing.assert_close(2 * found["loss_learned"], alone["loss_centre"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(2 * found["loss_focus_learned"], alone["loss_focus_centre"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found["loss_glance"], alone["loss_glance"])
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "batches"),
+    [
+        (UniAdaFocusTSM, {}, [VIDEOS * 8] * 2),
+        (UniAdaFocusX3D, {}, [2 * VIDEOS * 8]),
+        (UniAdaFocusTSM, {"random_pass": False}, [VIDEOS * 8]),
+        (UniAdaFocusX3D, {"random_pass": False}, [VIDEOS * 8]),
+    ],
+)
+def test_calls_of_the_focus_network(cls: type[UniClip], settings: dict[str, Any], batches: list[int]) -> None:
+    """Batch norm sees learned and random patches apart on TSM (adafocus.md 7), together on X3D."""
+    model = build(cls, **settings)
+    seen: list[int] = []
+    first = next(module for module in model.focus.backbone.modules() if isinstance(module, nn.BatchNorm2d))
+    first.register_forward_hook(lambda _module, args, _out: seen.append(len(args[0])))
+    losses(model)
+    assert seen == batches
 
 
 @both
@@ -229,6 +251,22 @@ def test_official_files_leave_nothing_over(name: str, cls: type[UniClip]) -> Non
     assert all(other.from_official(file) is None for other in METHODS if other is not cls)
 
 
+def test_x3d_has_its_swish_everywhere() -> None:
+    """Parity takes it out of the model that it compares; no other is built without."""
+    shapes = json.loads((PAIRS / "uni_x3d.json").read_text())["tensors"]
+    file = {"state_dict": {f"module.{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()}}
+    converted = convert(file)
+    for settings in (converted.settings, {"num_classes": 400, **UniAdaFocusX3D.settings_for("paper", 224)}):
+        with torch.device("meta"):
+            model = UniAdaFocusX3D(**settings)
+        model.load_state_dict(converted.state, assign=True)
+        blocks = {name: model.get_submodule(f"{name}.backbone").blocks() for name in ("glance", "focus")}
+        assert {name: len(found) for name, found in blocks.items()} == {"glance": 26, "focus": 55}
+        x = torch.linspace(-3, 3, 7)
+        for block in (*blocks["glance"], *blocks["focus"]):
+            torch.testing.assert_close(block.swish(x), x * torch.sigmoid(x))
+
+
 # -- published costs -------------------------------------------------------------------------------
 
 
@@ -289,26 +327,95 @@ def test_the_live_head_costs_one_percent_more_at_x3ds_exit() -> None:
 # -- the paper's recipes ---------------------------------------------------------------------------
 
 
+COMMON = {"group": 3, "patch_size": 128, "smallest_box": 96, "dropout": 0.5, "align_crops": False}
+COMMON |= {"exit_score": "logit"}
+TSM = {**COMMON, "frames": 8, "focus_frames": 12, "glance": "mobilenet_v2", "focus": "resnet50"}
+X3D = {**COMMON, "frames": 16, "focus_frames": 32, "glance": "x3d_s", "focus": "x3d_l"}
+DROPOUTS = {"uni-adafocus-tsm": ["dropout"], "uni-adafocus-x3d": ["head.2", "aux_head.2"]}
+X3D |= {"glance_side": 160, "glance_resize": "bilinear"}
+
+
 @pytest.mark.parametrize(
-    ("method", "dataset", "lr", "decay", "size", "policies"),
+    ("method", "dataset", "classes", "lr", "decay", "size", "policies", "settings"),
     [
-        ("uni-adafocus-tsm", "sthv1", 0.02, 1e-3, 0.5, 0.2),
-        ("uni-adafocus-tsm", "sthv2", 0.02, 5e-4, 0.5, 0.2),
-        ("uni-adafocus-tsm", "jester", 0.02, 1e-3, 0.25, 0.2),
-        ("uni-adafocus-x3d", "kinetics400", 0.005, 5e-5, 0.5, 0.4),
+        ("uni-adafocus-tsm", "sthv1", 174, 0.02, 1e-3, 0.5, 0.2, TSM),
+        ("uni-adafocus-tsm", "sthv2", 174, 0.02, 5e-4, 0.5, 0.2, TSM),
+        ("uni-adafocus-tsm", "jester", 27, 0.02, 1e-3, 0.25, 0.2, TSM),
+        ("uni-adafocus-x3d", "kinetics400", 400, 0.005, 5e-5, 0.5, 0.4, X3D),
     ],
 )
-def test_paper_recipes(method: str, dataset: str, lr: float, decay: float, size: float, policies: float) -> None:
+def test_paper_recipes(
+    method: str,
+    dataset: str,
+    classes: int,
+    lr: float,
+    decay: float,
+    size: float,
+    policies: float,
+    settings: dict[str, Any],
+) -> None:
+    """adafocus.md 9 and 10; the model is built with the recipe's settings."""
     recipe = paper_recipe(method, dataset, "paper")
     assert recipe is not None
+    assert recipe.settings == {**settings, "size_weight": size}
     (stage,) = recipe.stages
-    assert (stage.batch_size, stage.epochs, stage.lr, stage.weight_decay, stage.clip_grad) == (64, 50, lr, decay, 20.0)
-    assert recipe.settings["size_weight"] == size
+    assert (stage.batch_size, stage.epochs, stage.lr, stage.weight_decay) == (64, 50, lr, decay)
+    assert (stage.optimizer, stage.momentum, stage.schedule, stage.clip_grad) == ("SGD", 0.9, "cosine", 20.0)
     rates = {module: group.lr_mult for group in stage.groups for module in group.modules}
     assert rates == {"spatial_policy": policies, "temporal_policy": policies, "glance": 0.5, "spatial_head": 0.5}
+    assert sum("batch norm sees the whole batch" in departure for departure in stage.departures) == 1
     cls = UniAdaFocusTSM if method.endswith("tsm") else UniAdaFocusX3D
     with torch.device("meta"):
-        model = cls(400, resolution=224, **{**cls.settings_for("paper", 224), **recipe.settings})
+        model = cls(classes, resolution=224, **{**cls.settings_for("paper", 224), **recipe.settings})
     model.set_stage(stage)
-    state = model.state_dict()
-    assert all(any(key.startswith(init.into) for key in state) for init in stage.init)
+    assert build_optimizer(model, stage).param_groups
+    assert model.stretch == pytest.approx((96 / 128, 224 / 128))
+    dropouts = {name: module.p for name, module in model.named_modules() if isinstance(module, nn.Dropout)}
+    assert {name: p for name, p in dropouts.items() if p} == dict.fromkeys(
+        (f"{net}.{place}" for net in ("glance", "focus") for place in DROPOUTS[method]), 0.5
+    )
+    assert (model.candidates, model.exit_score) == (3 * settings["focus_frames"], "logit")
+    (own,) = model.recipe("paper")
+    names = [name for name, _ in model.named_modules()]
+    assert all(init.into in names for init in own.init)
+
+
+def test_x3ds_heads_start_as_the_published_classifier() -> None:
+    """All four of them; the tensors of the files fit (adafocus.md 10)."""
+    model = full_size(UniAdaFocusX3D, 400)
+    for net in (model.glance, model.focus):
+        for head in (net.head, net.aux_head):
+            head.to_empty(device="cpu")
+    (stage,) = model.recipe("paper")
+    found = {init.into: init.source for init in stage.init}
+    assert found == {
+        f"{net}.{part}": f"pretrained:{name}" + ("" if part == "backbone" else "-head")
+        for net, name in (("glance", "x3d_s"), ("focus", "x3d_l"))
+        for part in ("backbone", "head", "aux_head")
+    }
+    for into, source in found.items():
+        if into.endswith("head"):
+            theirs = {
+                "head.lin_5.weight": torch.randn(2048, 432, 1, 1, 1),
+                "head.projection.weight": torch.randn(400, 2048),
+                "head.projection.bias": torch.randn(400),
+            }
+            load_into(model.get_submodule(into), imagenet_state(source.removeprefix("pretrained:"), theirs))
+            state = model.get_submodule(into).state_dict()
+            assert torch.equal(state["0.weight"], theirs["head.lin_5.weight"].flatten(1))
+            assert torch.equal(state["3.weight"], theirs["head.projection.weight"])
+            assert torch.equal(state["3.bias"], theirs["head.projection.bias"])
+
+
+@pytest.mark.parametrize(
+    ("classes", "settings"),
+    [(174, {}), (400, {"head_hidden": 512}), (400, {"glance": "mbtiny3d"}), (400, {"focus": "restiny3d"})],
+)
+def test_other_heads_start_at_random_and_say_so(classes: int, settings: dict[str, Any]) -> None:
+    (other,) = full_size(UniAdaFocusX3D, classes, **settings).recipe("paper")
+    assert {init.into for init in other.init} == {"glance.backbone", "focus.backbone"}
+    assert HEAD_DEPARTURE in other.departures
+    (published,) = full_size(UniAdaFocusX3D, 400).recipe("paper")
+    assert HEAD_DEPARTURE not in published.departures
+    (tiny,) = build(UniAdaFocusX3D).recipe("tiny")
+    assert HEAD_DEPARTURE in tiny.departures and set(TINY_DEPARTURES) < set(tiny.departures)

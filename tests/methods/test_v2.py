@@ -352,7 +352,9 @@ def test_boxes_lie_at_the_frames_they_were_cut_from() -> None:
     assert all(0 <= top <= 0.5 and 0 <= left <= 0.5 and (h, w) == (0.5, 0.5) for *_, top, left, h, w in trace.boxes)
 
 
-@pytest.mark.parametrize(("dataset", "batch", "lr"), [("activitynet", 32, 0.002), ("mini-kinetics", 48, 0.003)])
+@pytest.mark.parametrize(
+    ("dataset", "batch", "lr"), [("activitynet", 32, 0.002), ("fcvid", 32, 0.002), ("mini-kinetics", 48, 0.003)]
+)
 def test_paper_recipes(dataset: str, batch: int, lr: float) -> None:
     """Learning rates of adafocus.md 5.4."""
     recipe = next(r for r in recipes() if (r.method, r.dataset) == ("adafocus-v2", dataset))
@@ -361,6 +363,8 @@ def test_paper_recipes(dataset: str, batch: int, lr: float) -> None:
     rates = {module: stage.lr * group.lr_mult for group in stage.groups for module in group.modules}
     expected = {"glance": 0.001, "glance_head": 0.001, "policy": 2e-4, "classifier": 0.01}
     assert rates == pytest.approx({k: v * batch / 32 for k, v in expected.items()})
+    assert recipe.settings["exit_score"] == "logit", "adafocus.md 6"
+    assert sum("batch norm sees the whole batch" in departure for departure in stage.departures) == 1
 
 
 def test_settings_are_checked() -> None:
