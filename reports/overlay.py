@@ -173,9 +173,12 @@ class _Painter:
             pen.line((x, y - reach, x, y + reach), fill=tint, width=3)
         x = place[number]
         pen.polygon(((x - 4, y - 10), (x + 4, y - 10), (x, y - 4)), fill="white")
-        pen.text((8, y + 8), _fate(self.prediction, number, frame), font=self.font, fill="#dfe3e8")
-        pen.text((8, y + 27), _fitted(pen, _answer(self.prediction), self.bold, self.width - 16), font=self.bold,
-                 fill="white")
+        below = (
+            (8, _fate(self.prediction, number, frame), self.font, "#dfe3e8"),
+            (27, _answer(self.prediction), self.bold, "white"),
+        )
+        for down, text, font, tint in below:
+            pen.text((8, y + down), _fitted(pen, text, font, self.width - 16), font=font, fill=tint)
 
 
 def _draw_frame(
