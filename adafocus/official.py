@@ -2,8 +2,8 @@
 
     state = family_state(content)                          # one flat dict, prefixes gone
     placed = place(state, [("global_CNN.", mobilenet("glance.", state, "global_CNN.")),
-                           ("local_CNN.fc.", nowhere),
-                           ("local_CNN.", under("focus."))])
+                           ("local_CNN.", resnet("focus."))])
+    return converted("adafocus-v2", placed, told={...}, assumed={"patch_size": 128}, given=given)
 
 Layouts: adafocus.md 13. Each method's own table stands in its `from_official`.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from harness.errors import CheckpointError
 from harness.layers.backbones import mobilenet_from_flat
+from harness.official import Converted
 
 Rule = Callable[[str], str | None]
 """From the rest of a name, behind its rule's prefix, to our name; None for what no one needs, "" for what it
@@ -26,6 +27,9 @@ does not know."""
 
 V1_PARTS = ("glancer", "focuser", "fc", "policy")
 """The state dicts that a file of AdaFocus V1 holds side by side."""
+
+V1_POLICY = r"^(?:state_(encoder)|(gru)\b|(actor|critic)\.0)\."
+"""Names in `policy` of a V1 file, with or without TSM; one of the groups is our name."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,31 @@ class Placed:
     state: dict[str, Tensor]
     unused: tuple[str, ...]
     unplaced: tuple[str, ...]
+    origins: dict[str, str]
+    """The authors' name by ours."""
+
+
+def converted(
+    method: str, placed: Placed, *, told: Mapping[str, Any], assumed: Mapping[str, Any], given: Mapping[str, Any]
+) -> Converted:
+    """What a method's `from_official` returns.
+
+    Args:
+        method: Name in the registry.
+        placed: The tensors.
+        told: Settings that follow from them.
+        assumed: The usual values of settings that do not.
+        given: What the user says; it wins.
+    """
+    return Converted(
+        method,
+        {**told, **assumed, **given},
+        placed.state,
+        placed.unused,
+        placed.unplaced,
+        placed.origins,
+        tuple(name for name in assumed if name not in given),
+    )
 
 
 def family_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -47,6 +76,9 @@ def family_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     if "glancer" in content and "focuser" in content:
         parts = {part: content[part] for part in V1_PARTS if content.get(part) is not None}
+        no_dicts = [part for part, tensors in parts.items() if not isinstance(tensors, Mapping)]
+        if no_dicts:
+            raise CheckpointError(f"the checkpoint holds no state dict at {', '.join(no_dicts)}")
         state = {f"{part}.{_bare(key)}": value for part, tensors in parts.items() for key, value in tensors.items()}
     else:
         inner = content.get("state_dict", content)
@@ -57,6 +89,20 @@ def family_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return {} if odd else state
 
 
+def check_v1_stage(content: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for a file from the way to a V1, with or without TSM, which cannot be evaluated yet."""
+    there = [part for part in V1_PARTS if content.get(part) is not None]
+    if there in (["glancer"], ["focuser"]):
+        raise CheckpointError(
+            f"the checkpoint holds a backbone of AdaFocus V1's first stage ({there[0]}); it cannot be evaluated"
+        )
+    if there == ["glancer", "focuser", "fc"]:
+        raise CheckpointError(
+            "the checkpoint holds AdaFocus V1's second stage (the authors' stage 1), without policy; it cannot be "
+            "evaluated"
+        )
+
+
 def place(state: Mapping[str, Tensor], rules: Sequence[tuple[str, Rule]]) -> Placed:
     """Rename every tensor by the first rule whose prefix fits it.
 
@@ -64,6 +110,7 @@ def place(state: Mapping[str, Tensor], rules: Sequence[tuple[str, Rule]]) -> Pla
         CheckpointError: Two tensors would get the same name.
     """
     found: dict[str, Tensor] = {}
+    origins: dict[str, str] = {}
     unused, unplaced = [], []
     for key, value in state.items():
         rule = next(((prefix, rename) for prefix, rename in rules if key.startswith(prefix)), None)
@@ -73,10 +120,11 @@ def place(state: Mapping[str, Tensor], rules: Sequence[tuple[str, Rule]]) -> Pla
         elif not name:
             unplaced.append(key)
         elif name in found:
-            raise CheckpointError(f"the checkpoint fills {name} twice; the second time from {key}")
+            raise CheckpointError(f"the checkpoint fills {name} twice, from {origins[name]} and from {key}")
         else:  # batch norms' counters are vectors of one in some of the files
+            origins[name] = key
             found[name] = value.reshape(()) if name.endswith("num_batches_tracked") else value
-    return Placed(found, tuple(sorted(unused)), tuple(sorted(unplaced)))
+    return Placed(found, tuple(sorted(unused)), tuple(sorted(unplaced)), origins)
 
 
 def under(target: str) -> Rule:
@@ -94,21 +142,19 @@ def substitute(pattern: str, replacement: str) -> Rule:
     return rename
 
 
-def nowhere(rest: str) -> None:
-    """For tensors that nothing needs."""
-
-
 def mobilenet(target: str, state: Mapping[str, Tensor], source: str) -> Rule:
     """A MobileNetV2 below `source` of the file, in either naming scheme, as our backbone below `target`.
 
     Its ImageNet classifier is not used.
     """
     names = [key.removeprefix(source) for key in state if key.startswith(source)]
-    renamed = dict(zip(names, mobilenet_from_flat({name: state[source + name] for name in names}), strict=True))
+    renamed = {theirs: ours for ours, theirs in mobilenet_from_flat({name: name for name in names}).items()}
 
     def rename(rest: str) -> str | None:
-        name = renamed[rest]
-        return target + re.sub(r"^features\.", "blocks.", name) if name.startswith("features.") else None
+        if rest.startswith("classifier."):
+            return None
+        name, fits = re.subn(r"^features\.", f"{target}blocks.", renamed.get(rest, ""))
+        return name if fits else ""
 
     return rename
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adafocus.official import family_state, mobilenet, place, resnet, substitute, under
+from adafocus.official import converted, family_state, mobilenet, place, resnet, substitute, under
 from harness.official import Converted
 
 
@@ -38,16 +38,15 @@ def uni_official(content: Mapping[str, Any], given: Mapping[str, Any]) -> Conver
         ],
     )
     found = placed.state
-    settings = {
+    told = {
         "num_classes": found["classifier.heads.0.weight"].shape[0],
         "frames": _heads(found, "classifier."),
         "glance_frames": _heads(found, "glance_classifier."),
-        "patch_size": 128,
         "spatial_channels": found["spatial_policy.encoder.0.weight"].shape[0],
         "temporal_channels": found["temporal_policy.Tconv.0.weight"].shape[0],
         "classifier_hidden": found["classifier.embed.0.weight"].shape[0],
     }
-    return Converted("uni-adafocus", {**settings, **given}, found, placed.unused, placed.unplaced)
+    return converted("uni-adafocus", placed, told=told, assumed={"patch_size": 128}, given=given)
 
 
 def _heads(state: Mapping[str, Tensor], prefix: str) -> int:

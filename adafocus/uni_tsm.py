@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from adafocus.official import family_state, mobilenet, place, resnet, under
+from adafocus.official import converted, family_state, mobilenet, place, resnet, under
 from adafocus.parity.uni_clip import uni_clip_outputs
 from adafocus.tsm_net import TwoHeadNet
 from adafocus.uni_clip import UniClip
@@ -132,17 +132,16 @@ class UniAdaFocusTSM(UniClip):
             ],
         )
         found = placed.state
-        settings = {
+        told = {
             "num_classes": found["glance.head.weight"].shape[0],
             "frames": found["spatial_policy.encoder.9.weight"].shape[2],
-            "focus_frames": 12,
-            "patch_size": 128,
             "glance": "mobilenet_v2",
             "focus": "resnet50",
             "spatial_channels": found["spatial_policy.encoder.0.weight"].shape[0],
             "temporal_channels": found["temporal_policy.Tconv.0.weight"].shape[0],
         }
-        return Converted("uni-adafocus-tsm", settings | given, found, placed.unused, placed.unplaced)
+        assumed = {"focus_frames": 12, "patch_size": 128}
+        return converted("uni-adafocus-tsm", placed, told=told, assumed=assumed, given=given)
 
     @classmethod
     def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:

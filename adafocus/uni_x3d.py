@@ -8,11 +8,12 @@ The method itself stands in `adafocus.uni_clip`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from adafocus.official import family_state, place, under
+from adafocus.official import converted, family_state, place, under
 from adafocus.parity.uni_clip import uni_clip_outputs
 from adafocus.uni_clip import TINY_DEPARTURES, UniClip
 from adafocus.x3d_net import OverTimeNet
@@ -172,11 +173,9 @@ class UniAdaFocusX3D(UniClip):
         linear = {f"{net}.head.0.weight" for net in ("glance", "focus")}  # 1x1x1 convolutions in the file
         found = {name: value.flatten(1) if name in linear else value for name, value in placed.state.items()}
         last = found["spatial_policy.encoder.9.weight"]
-        settings = {
+        told = {
             "num_classes": found["glance.head.3.weight"].shape[0],
             "frames": last.shape[2],
-            "focus_frames": 32,
-            "patch_size": 128,
             "glance": "x3d_s",
             "glance_side": 32 * last.shape[-1],
             "focus": "x3d_l",
@@ -184,7 +183,8 @@ class UniAdaFocusX3D(UniClip):
             "spatial_channels": found["spatial_policy.encoder.0.weight"].shape[0],
             "temporal_channels": found["temporal_policy.Tconv.0.weight"].shape[0],
         }
-        return Converted("uni-adafocus-x3d", settings | given, found, placed.unused, placed.unplaced)
+        placed, assumed = replace(placed, state=found), {"focus_frames": 32, "patch_size": 128}
+        return converted("uni-adafocus-x3d", placed, told=told, assumed=assumed, given=given)
 
     @classmethod
     def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:
@@ -192,6 +192,6 @@ class UniAdaFocusX3D(UniClip):
         return uni_clip_outputs(cls, case, "Uni-AdaFocus + X3D")
 
 
-def _slowfast(net: str, rest: str) -> str | None:
+def _slowfast(net: str, rest: str) -> str:
     name = from_slowfast(rest)
-    return f"{net}.backbone.{name}" if name else None
+    return f"{net}.backbone.{name}" if name else ""

@@ -21,12 +21,22 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.nn.functional import cross_entropy
 
-from adafocus.official import family_state, mobilenet, place, resnet, substitute, under
+from adafocus.official import (
+    V1_POLICY,
+    check_v1_stage,
+    converted,
+    family_state,
+    mobilenet,
+    place,
+    resnet,
+    substitute,
+    under,
+)
 from adafocus.parity.v1_tsm import v1_tsm_outputs
 from adafocus.policy import gaussian_policy, scattered
 from adafocus.tsm_net import ShiftedNet, stacked
 from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
-from harness.errors import CheckpointError, UsageError, unknown
+from harness.errors import UsageError, unknown
 from harness.layers.batch_norm import batch_statistics
 from harness.layers.crop import crop_boxes, hard_crop
 from harness.layers.ppo import normalised, ppo_losses
@@ -191,15 +201,15 @@ class AdaFocusV1TSM(EfficientRecognizer):
         `patch_size` and `focus_frames` stand in no tensor; they must be given where they are not 144 and 12.
 
         Raises:
-            CheckpointError: The file is of the first stage and has no policy.
+            CheckpointError: The file is of an earlier stage and has no policy.
 
         Source: adafocus.md 13.
         """
+        check_v1_stage(content)
         state = family_state(content)
-        if "fc.weight" not in state or not any(name.startswith("focuser.net.base_model.") for name in state):
+        shifted = any(name.startswith("focuser.net.base_model.") for name in state)
+        if not shifted or "fc.weight" not in state or "policy.gru.weight_ih_l0" not in state:
             return None
-        if "policy.gru.weight_ih_l0" not in state:
-            raise CheckpointError("the checkpoint of AdaFocus V1 on TSM has no policy: use one of a later stage")
         placed = place(
             state,
             [
@@ -207,21 +217,20 @@ class AdaFocusV1TSM(EfficientRecognizer):
                 ("glancer.net.", mobilenet("glance.backbone.", state, "glancer.net.")),
                 ("focuser.net.base_model.", resnet("focus.backbone.")),
                 ("fc.", under("focus.head.")),
-                ("policy.", substitute(r"^(?:state_(encoder)|(gru)\b|(actor|critic)\.0)\.", r"policy.\1\2\3.")),
+                ("policy.", substitute(V1_POLICY, r"policy.\1\2\3.")),
             ],
         )
         convolution, head = placed.state["policy.encoder.0.weight"], placed.state["glance.head.weight"]
-        settings = {
+        told = {
             "num_classes": head.shape[0],
             "frames": convolution.shape[1] // head.shape[1],
-            "focus_frames": 12,
-            "patch_size": 144,
             "glance": "mobilenet_v2",
             "focus": "resnet50",
             "policy_channels": convolution.shape[0],
             "policy_hidden": placed.state["policy.gru.weight_hh_l0"].shape[1],
         }
-        return Converted("adafocus-v1-tsm", settings | given, placed.state, placed.unused, placed.unplaced)
+        assumed = {"focus_frames": 12, "patch_size": 144}
+        return converted("adafocus-v1-tsm", placed, told=told, assumed=assumed, given=given)
 
     @classmethod
     def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:

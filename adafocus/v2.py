@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adafocus.official import family_state, mobilenet, place, resnet, substitute, under
+from adafocus.official import converted, family_state, mobilenet, place, resnet, substitute, under
 from adafocus.order import frame_order
 from adafocus.parity.v2 import v2_outputs
 from adafocus.policy import PatchPolicy, scattered
@@ -122,7 +122,7 @@ class AdaFocusV2(EfficientRecognizer):
         order: Order in which frames are processed, in training and test: a name or a permutation; see
             `frame_order`.
         exit_every: Frames between exits; larger ones cost less overhead. 0: no exits.
-        exit_score: See `exit_scores`.
+        exit_score: See `exit_scores`: `softmax` is the paper's confidence, `logit` the authors' code's.
 
     Source: paper sections 3 and 4; adafocus.md 5 and 6 for what only the code says.
     """
@@ -245,7 +245,8 @@ class AdaFocusV2(EfficientRecognizer):
     def from_official(cls, content: Mapping[str, Any], **given: Any) -> Converted | None:
         """Settings and state dict out of the authors' checkpoint; None for other methods' files.
 
-        `patch_size` stands in no tensor; it must be given where it is not 128. Source: adafocus.md 13.
+        `patch_size` stands in no tensor; it must be given where it is not 128. Videos leave by the largest raw
+        logit, the authors' criterion. Source: adafocus.md 6, 13.
         """
         state = family_state(content)
         if "policy_stn.gru.weight_ih_l0" not in state:
@@ -265,18 +266,18 @@ class AdaFocusV2(EfficientRecognizer):
             ],
         )
         found = placed.state
-        settings = {
+        told = {
             "num_classes": found["classifier.heads.0.weight"].shape[0],
             "frames": sum(key.startswith("classifier.heads.") and key.endswith(".weight") for key in found),
-            "patch_size": 128,
             "glance": "mobilenet_v2" if mobile else "resnet50",
             "glance_side": None if mobile else 96,
             "focus": "resnet50",
             "policy_channels": found["policy.encoder.0.weight"].shape[0],
             "policy_hidden": found["policy.gru.weight_hh_l0"].shape[1],
             "classifier_hidden": found["classifier.embed.0.weight"].shape[0],
+            "exit_score": "logit",
         }
-        return Converted("adafocus-v2", settings | given, found, placed.unused, placed.unplaced)
+        return converted("adafocus-v2", placed, told=told, assumed={"patch_size": 128}, given=given)
 
     @classmethod
     def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:

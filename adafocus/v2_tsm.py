@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from adafocus.official import family_state, mobilenet, place, resnet, under
+from adafocus.official import converted, family_state, mobilenet, place, resnet, under
 from adafocus.parity.v2_tsm import v2_tsm_outputs
 from adafocus.policy import scattered
 from adafocus.tsm_net import TwoHeadNet, stacked
@@ -266,17 +266,16 @@ class AdaFocusV2TSM(EfficientRecognizer):
             ],
         )
         convolution = placed.state["policy.layers.0.weight"]
-        settings = {
+        told = {
             "num_classes": placed.state["glance.head.weight"].shape[0],
             "frames": convolution.shape[1] // placed.state["glance.head.weight"].shape[1],
-            "focus_frames": 12,
-            "patch_size": 128,
             "glance": "mobilenet_v2",
             "focus": "resnet50",
             "policy_channels": convolution.shape[0],
             "policy_hidden": placed.state["policy.layers.4.weight"].shape[0],
         }
-        return Converted("adafocus-v2-tsm", settings | given, placed.state, placed.unused, placed.unplaced)
+        assumed = {"focus_frames": 12, "patch_size": 128}
+        return converted("adafocus-v2-tsm", placed, told=told, assumed=assumed, given=given)
 
     @classmethod
     def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:

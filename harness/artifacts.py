@@ -8,7 +8,9 @@ artifacts/KEY/run/                 epoch checkpoints and TensorBoard log while (
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,21 @@ from harness.settings import plain
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AssertionError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+    struct.error,
+)
+"""What torch raises for files that are damaged, foreign, or hold more than tensors and numbers."""
 
 
 def folder(work_dir: Path | str, key: str) -> Path:
@@ -101,19 +118,18 @@ def size_of(description: Mapping[str, Any]) -> str:
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
     """Tensors of a weights file: .safetensors, or a torch file of tensors only (never unpickles code)."""
-    import pickle
-
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+    except (*UNREADABLE, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a file of plain tensors: {reason}") from None
     state = value.get("state_dict", value.get("model_state", value)) if isinstance(value, Mapping) else None

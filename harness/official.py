@@ -9,9 +9,8 @@ another method.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.artifacts import UNREADABLE
 from harness.build import build_recognizer
 from harness.errors import CheckpointError, UsageError
 from harness.registry import method_cards, recognizer_class
@@ -37,13 +37,23 @@ class Converted:
     unused: tuple[str, ...] = ()
     """Tensors of the file that the method does not need, by the authors' names (ImageNet classifiers)."""
     unplaced: tuple[str, ...] = ()
-    """Tensors of the file that nobody knows; by our names where they were renamed but have no place."""
+    """Tensors of the file that nobody knows, by the authors' names."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """The authors' name of each tensor in `state`."""
+    assumed: tuple[str, ...] = ()
+    """Settings that no tensor tells and that were not given: their usual values are taken."""
+    differing: tuple[str, ...] = ()
+    """Tensors of the file, by the authors' names, that should repeat one that was taken and do not."""
 
     def report(self) -> str:
         """What was found, for the user."""
         lines = [f"{self.method}: {len(self.state)} tensors; settings {dict(self.settings)}"]
         lines += [f"not used: {', '.join(self.unused)}"] if self.unused else []
         lines += [f"NOT PLACED, unknown to {self.method}: {', '.join(self.unplaced)}"] if self.unplaced else []
+        lines += [f"LEFT, unlike the tensors they should repeat: {', '.join(self.differing)}"] if self.differing else []
+        if self.assumed:
+            values = ", ".join(f"{name}={self.settings[name]}" for name in self.assumed)
+            lines += [f"ASSUMED, no tensor tells: {values}; change with --set"]
         return "\n".join(lines)
 
 
@@ -62,8 +72,9 @@ def convert(source: Path | str | Mapping[str, Any], *, method: str | None = None
     content = source if isinstance(source, Mapping) else read_official(source)
     if method is not None:
         _readers({method})
-    converted = next((c for c in (r.from_official(content, **given) for r in _readers()) if c is not None), None)
     where = "the checkpoint" if isinstance(source, Mapping) else str(source)
+    found = (_read_by(reader, content, given, where) for reader in _readers())
+    converted = next((c for c in found if c is not None), None)
     if converted is None:
         known = ", ".join(name for name, card in method_cards().items() if _reads(name) and not card.variant_of)
         raise CheckpointError(
@@ -74,12 +85,24 @@ def convert(source: Path | str | Mapping[str, Any], *, method: str | None = None
     return _fitted(converted)
 
 
+def _read_by(reader: Any, content: Mapping[str, Any], given: Mapping[str, Any], where: str) -> Converted | None:
+    """What `reader` makes of a file. That it reads tensors which are not there means that some were lost."""
+    try:
+        converted: Converted | None = reader.from_official(content, **given)
+    except KeyError as error:
+        name = reader.__name__
+        raise CheckpointError(f"{where} looks like a checkpoint of {name}, but has nothing for {error}") from None
+    except IndexError:
+        raise CheckpointError(f"{where}: tensors of {reader.__name__} have the wrong number of axes") from None
+    return converted
+
+
 def _fitted(converted: Converted) -> Converted:
     """What was renamed but has no place in the recognizer is nobody's after all."""
     with torch.device("meta"):
         known = build_recognizer(converted.method, converted.settings).state_dict().keys()
     state = {name: value for name, value in converted.state.items() if name in known}
-    left = sorted(converted.state.keys() - known)
+    left = sorted(converted.origins.get(name, name) for name in converted.state.keys() - known)
     return replace(converted, state=state, unplaced=(*converted.unplaced, *left))
 
 
@@ -97,7 +120,7 @@ def read_official(path: Path | str) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a file of tensors and numbers: {reason}") from None
     if not isinstance(content, dict):

@@ -69,6 +69,8 @@ def convert(official: Path, method: str | None, out: Path, *, sets: Sequence[str
         "inputs": [official.name],
         "unused": list(converted.unused),
         "unplaced": list(converted.unplaced),
+        "differing": list(converted.differing),
+        "assumed": list(converted.assumed),
         "initialisation": f"official checkpoint {official.name}",
         "parameters": sum(p.numel() for p in model.parameters()),
         "departures": [],

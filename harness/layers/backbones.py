@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torchvision
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from harness.errors import CheckpointError, UsageError, unknown
 from harness.layers.temporal_shift import TemporalShift
+
+Value = TypeVar("Value")
 
 IMAGENET_FILES: Mapping[str, tuple[str, ...]] = {
     "resnet18": ("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"),
@@ -138,7 +140,7 @@ def imagenet_state(name: str, checkpoint: Mapping[str, Any]) -> dict[str, Tensor
     return state
 
 
-def mobilenet_from_flat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def mobilenet_from_flat(state: Mapping[str, Value]) -> dict[str, Value]:
     """Torchvision's names for a MobileNetV2 whose inverted residuals are flat Sequentials (adafocus.md 1.1).
 
     That is the layout of the TSM authors and of the AdaFocus checkpoints, also with temporal shift
@@ -158,7 +160,8 @@ def _nested_name(key: str) -> str:
     if match is None:
         return key
     block, index, leaf = match.groups()
-    return f"features.{block}.conv.{(_FLAT_FIRST if block == '1' else _FLAT)[index]}.{leaf}"
+    place = (_FLAT_FIRST if block == "1" else _FLAT).get(index)
+    return key if place is None else f"features.{block}.conv.{place}.{leaf}"
 
 
 def conv_bn(cin: int, cout: int, kernel: int, *, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:

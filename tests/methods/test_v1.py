@@ -274,18 +274,36 @@ def test_official_file() -> None:
 
 
 def test_a_file_without_policy_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="stage 1"):
+    with pytest.raises(CheckpointError, match="second stage .*, without policy; it cannot be evaluated"):
         convert(official(policy=True))
 
 
-def test_policies_that_differ_are_refused() -> None:
+@pytest.mark.parametrize(("part", "other"), [("glancer", "focuser"), ("focuser", "glancer")])
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_backbone_alone_is_refused(part: str, other: str, empty: bool) -> None:
+    """The authors' globalcnn and localcnn files."""
+    content = {part: official()[part], "best_acc": 70.0} | ({other: None, "fc": None, "policy": None} if empty else {})
+    with pytest.raises(CheckpointError, match=f"a backbone of AdaFocus V1's first stage .{part}.; it cannot be"):
+        convert(content)
+
+
+@pytest.mark.parametrize("part", ["glancer", "focuser", "fc", "policy"])
+def test_parts_that_are_no_state_dicts_are_refused(part: str) -> None:
+    with pytest.raises(CheckpointError, match=f"no state dict at {part}"):
+        convert(official() | {part: [1, 2]})
+
+
+def test_copies_of_the_policy_that_differ_are_reported() -> None:
+    """The authors evaluate `policy`, whatever the copies inside the focuser hold."""
     content = official()
     name = "actor.0.bias"
     content["policy"][name] = torch.zeros(49)
     content["focuser"][f"policy.policy.{name}"] = torch.zeros(49)
     content["focuser"][f"policy.policy_old.{name}"] = torch.ones(49)
-    with pytest.raises(CheckpointError, match="policy_old"):
-        convert(content)
+    converted = convert(content)
+    assert converted.state["policy.actor.bias"] is content["policy"][name]
+    assert converted.differing == (f"focuser.policy.policy_old.{name}",)
+    assert f"LEFT, unlike the tensors they should repeat: focuser.policy.policy_old.{name}" in converted.report()
 
 
 def test_other_pairs_are_not_ours() -> None:

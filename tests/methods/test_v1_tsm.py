@@ -183,7 +183,7 @@ def test_a_file_without_policy_is_refused() -> None:
         "fc": {"weight": torch.zeros(5, 2048)},
         "policy": None,
     }
-    with pytest.raises(CheckpointError, match="no policy"):
+    with pytest.raises(CheckpointError, match="without policy"):
         AdaFocusV1TSM.from_official(content)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 import harness.data.clips  # noqa: F401  (registers the preprocessor)
 from adafocus.v2 import AdaFocusV2
+from harness import artifacts
 from harness.errors import CheckpointError
 from harness.official import convert, read_official
 
@@ -31,7 +34,7 @@ def official(name: str) -> dict[str, Tensor]:
 def test_every_tensor_finds_its_place(name: str, glance: str, side: int | None) -> None:
     converted = convert(official(name))
     assert (converted.settings["glance"], converted.settings["glance_side"]) == (glance, side)
-    assert converted.settings["num_classes"] == 200
+    assert (converted.settings["num_classes"], converted.settings["exit_score"]) == (200, "logit")
     with torch.device("meta"):
         model = AdaFocusV2(**converted.settings)
     expected = {key: value.shape for key, value in model.state_dict().items()}
@@ -79,9 +82,40 @@ def test_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "must not run" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
-def test_broken_files_are_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "broken.pth.tar"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"broken\.pth\.tar"):
-        read_official(path)
+def damaged() -> list[bytes]:
+    """Files cut short or with some bytes changed, in torch's new and old format; nothing; and no file of torch's."""
+    rng, found = random.Random(0), [b"", b"no checkpoint"]
+    for zipped in (True, False):
+        memory = io.BytesIO()
+        content = {"best_acc1": np.float64(79.0), "state_dict": {f"a{i}": torch.ones(3) for i in range(4)}}
+        torch.save(content, memory, _use_new_zipfile_serialization=zipped)
+        whole = memory.getvalue()
+        for _ in range(150):
+            cut = bytearray(whole[: rng.randrange(len(whole))] if rng.random() < 0.2 else whole)
+            for _ in range(rng.choice((1, 2, 5)) if cut else 0):
+                cut[rng.randrange(min(len(cut), 1200))] = rng.randrange(256)
+            found.append(bytes(cut))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    """Whatever is wrong with them; a byte that torch does not look at may pass."""
+    path, refused = tmp_path / "broken.pth.tar", 0
+    contents = damaged()
+    for content in contents:
+        path.write_bytes(content)
+        for read in (read_official, artifacts.read_weights):
+            try:
+                read(path)
+            except CheckpointError as error:
+                assert "broken.pth.tar" in str(error)
+                refused += 1
+    assert refused > len(contents)
+
+
+def test_damaged_safetensors_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match=r"broken\.safetensors"):
+        artifacts.read_weights(path)
