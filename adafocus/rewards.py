@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.errors import unknown
+from harness.errors import UsageError, unknown
 from harness.layers.recurrent import RecurrentClassifier
 
 REWARDS = ("random", "prev", "conf", "padding")
@@ -47,6 +47,8 @@ def patch_rewards(
         return p_BT
     if reward == "prev":
         return p_BT - F.pad(p_BT, (1, 0))[:, :-1]
+    if reward == "random" and random_BTD is None:
+        raise UsageError("reward 'random' needs the features of random patches")
     other_BTD = {"random": random_BTD, "padding": torch.zeros_like(focus_BTD)}.get(reward)
     if other_BTD is None:
         raise unknown("reward", reward, REWARDS)

@@ -33,6 +33,7 @@ from harness.layers.crop import crop_boxes, hard_crop
 from harness.layers.gumbel import decide
 from harness.layers.losses import every_step
 from harness.layers.ppo import discounted_returns, normalised, ppo_losses
+from harness.layers.precision import no_autocast
 from harness.layers.recurrent import RecurrentClassifier
 from harness.layers.resize import resize
 from harness.official import Converted
@@ -278,7 +279,7 @@ class AdaFocusV1(EfficientRecognizer):
         out_BTA, value_BT, _ = self.policy(maps_BTDHW)
         acts = Categorical(logits=out_BTA)
         cells_SBT = acts.sample(torch.Size((self.samples,)))
-        with torch.no_grad():
+        with torch.no_grad(), no_autocast(x_BT3HW):
             random_BTD = self._look(x_BT3HW, self._anywhere(x_BT3HW)) if self.reward == "random" else None
             rewards = []
             for cells_BT in cells_SBT:
@@ -294,7 +295,7 @@ class AdaFocusV1(EfficientRecognizer):
         out_BT2, value_BT, _ = self.skip_policy(maps_BTDHW)
         acts = Categorical(logits=out_BT2)
         keep_SBT = acts.sample(torch.Size((self.samples,)))
-        with torch.no_grad():
+        with torch.no_grad(), no_autocast(x_BT3HW):
             focus_BTD = self._look(x_BT3HW, cell_places(self.policy.act(maps_BTDHW)[0].argmax(-1), self.grid))
             rewards = [
                 keep_rewards(self.classifier, glance_BTD, focus_BTD, keep_BT, self.skip_cost, target_B)

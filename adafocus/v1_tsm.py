@@ -37,9 +37,11 @@ from adafocus.policy import gaussian_policy, scattered
 from adafocus.tsm_net import ShiftedNet, stacked
 from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
+from harness.layers.backbones import published
 from harness.layers.batch_norm import batch_statistics
 from harness.layers.crop import crop_boxes, hard_crop
 from harness.layers.ppo import normalised, ppo_losses
+from harness.layers.precision import no_autocast
 from harness.layers.resize import resize
 from harness.official import Converted
 from harness.parity import ParityCase
@@ -72,7 +74,12 @@ TINY_DEPARTURES = (
     "small networks, 8 focus frames (paper: 12)",
     "AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD)",
 )
-TINY_POLICY_DEPARTURES = ("two places drawn per video and update (paper: one)", "learning rate 3e-3 (paper: 3e-4)")
+RUNNING = "the policy's batch norms use running statistics at test and in `finetune` (authors: always the batch's own)"
+TINY_POLICY_DEPARTURES = (
+    RUNNING,
+    "two places drawn per video and update (paper: one)",
+    "learning rate 3e-3 (paper: 3e-4)",
+)
 
 
 @MODELS.register_module()
@@ -95,9 +102,10 @@ class AdaFocusV1TSM(EfficientRecognizer):
         action_std: Standard deviation of the places drawn in training. A place outside [0, 1] is moved to
             the border, and its probability taken there, as in the code.
         samples: R, places drawn per video and update.
-        policy_statistics: What the policy's batch norms use at test. `running`: what training collected, so that
-            videos do not influence each other; `batch`: the batch's own, which the authors' evaluation does
-            because switching to evaluation does not reach their policy. It needs two videos at least.
+        policy_statistics: What the policy's batch norms use at test and in the stage `finetune`. `running`: what
+            training collected, so that videos do not influence each other; `batch`: the batch's own, which the
+            authors' code does because switching to evaluation does not reach their policy. It needs two videos
+            at least.
         dropout: Before the heads.
         align_crops: Glance and focus frames share the random crop in training. Off, as in the code.
 
@@ -164,7 +172,7 @@ class AdaFocusV1TSM(EfficientRecognizer):
         parts: dict[str, dict[str, Any]] = {
             "glance": {
                 "trained": ("glance",),
-                "init": (InitFrom(f"pretrained:{self.glance.name}", into="glance.backbone"),),
+                "init": (InitFrom(f"pretrained:{published(self.glance.name, 'tsm')}", into="glance.backbone"),),
             },
             "focus": {
                 "trained": ("focus",),
@@ -277,7 +285,7 @@ class AdaFocusV1TSM(EfficientRecognizer):
         out_B12, value_B1, _ = self.policy(stacked_BEHW[:, None])
         acts = Normal(torch.sigmoid(out_B12[:, 0]), self.action_std)
         places_RB2 = acts.sample(torch.Size((self.samples,))).clamp(0, 1)
-        with torch.no_grad():
+        with torch.no_grad(), no_autocast(focus_BS3HW):
             random_B2 = torch.rand_like(places_RB2[0])
             usual_B = self._truth(focus_BS3HW, random_B2, glance_BC, target_B)
             gains = [self._truth(focus_BS3HW, drawn_B2, glance_BC, target_B) - usual_B for drawn_B2 in places_RB2]
@@ -310,8 +318,12 @@ class AdaFocusV1TSM(EfficientRecognizer):
         return maps, self.glance.logits(self.glance.vectors(maps), self.frames)
 
     def _mean_place(self, stacked_BEHW: Tensor) -> Tensor:
-        """The Gaussian's mean (B, 2)."""
-        return torch.sigmoid(self.policy.act(stacked_BEHW[:, None])[0][:, 0])
+        """The Gaussian's mean (B, 2), by the statistics that `policy_statistics` says."""
+        own = self.policy_statistics == "batch"
+        if own and len(stacked_BEHW) < 2:
+            raise UsageError("policy_statistics 'batch' needs at least two videos in a batch")
+        with batch_statistics(self.policy) if own else nullcontext():
+            return torch.sigmoid(self.policy.act(stacked_BEHW[:, None])[0][:, 0])
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -352,10 +364,7 @@ class AdaFocusV1TSM(EfficientRecognizer):
         if patches != "learned":
             raise unknown("patches", patches, PATCHES)
         seen = stacked(maps, self.frames)
-        if self.policy_statistics == "batch" and len(seen) < 2:
-            raise UsageError("policy_statistics 'batch' needs at least two videos in a batch")
-        statistics = batch_statistics(self.policy) if self.policy_statistics == "batch" else nullcontext()
-        with trace.event("policy", shape=seen.shape[1:]), statistics:
+        with trace.event("policy", shape=seen.shape[1:]):
             mean_B2 = self._mean_place(seen)
         if generator is None:
             return mean_B2
@@ -376,8 +385,15 @@ def _paper_schedules() -> dict[str, dict[str, Any]]:
         "glance": tsm,
         "focus": tsm,
         "random": {"epochs": 10, "batch_size": 64, "lr": 0.01, "weight_decay": 1e-4, "groups": backbone},
-        "policy": {"epochs": 50, "batch_size": 64, "lr": 3e-4, "optimizer": "Adam", "schedule": "constant"},
-        "finetune": {"epochs": 10, "batch_size": 32, "lr": 5e-4, "weight_decay": 1e-4},
+        "policy": {
+            "epochs": 50,
+            "batch_size": 64,
+            "lr": 3e-4,
+            "optimizer": "Adam",
+            "schedule": "constant",
+            "departures": (RUNNING,),
+        },
+        "finetune": {"epochs": 10, "batch_size": 32, "lr": 5e-4, "weight_decay": 1e-4, "departures": (RUNNING,)},
     }
 
 
@@ -395,5 +411,5 @@ def _tiny_schedules() -> dict[str, dict[str, Any]]:
             "schedule": "constant",
             "departures": TINY_POLICY_DEPARTURES,
         },
-        "finetune": {"epochs": 2, "lr": 1e-3, "departures": TINY_DEPARTURES},
+        "finetune": {"epochs": 2, "lr": 1e-3, "departures": (*TINY_DEPARTURES, RUNNING)},
     }

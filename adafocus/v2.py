@@ -25,7 +25,7 @@ from adafocus.parity.v2 import v2_outputs
 from adafocus.policy import PatchPolicy, scattered
 from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
-from harness.layers.backbones import IMAGENET_FILES, build_backbone
+from harness.layers.backbones import build_backbone, published
 from harness.layers.crop import clip_patch_gradients, crop, crop_boxes
 from harness.layers.exits import NEVER, calibrate_thresholds, point_thresholds, should_exit
 from harness.layers.losses import every_step
@@ -235,8 +235,7 @@ class AdaFocusV2(EfficientRecognizer):
 
     def _glance_weights(self) -> str:
         """ImageNet weights of the glance network: a ResNet that glances at 96 px was trained at 96 px."""
-        name = f"{self.glance_name}@{self.glance_side}"
-        return name if name in IMAGENET_FILES else self.glance_name
+        return published(self.glance_name, "tsm" if self.glance_name == "mobilenet_v2" else str(self.glance_side))
 
     def clip_requests(self, point: Mapping[str, Any] = EMPTY, *, stage: Stage | None = None) -> tuple[ClipRequest, ...]:
         return (ClipRequest(self.frames),)
@@ -377,17 +376,18 @@ class AdaFocusV2(EfficientRecognizer):
             trace.exit_step[there.cpu().numpy()] = k
             actions = None if random_BT2 is None else random_BT2[there.to(random_BT2.device)]
             peaks, memory = self._look(frames, start, end, memory, trace, there, actions)
+            last, start = k == self.exits - 1, end
+            if thresholds[k] >= NEVER and not last:
+                continue  # nobody leaves here, whatever the head says
             with trace.event("head", shape=(self.classifier.width,), videos=there.cpu().numpy()):
                 logits = self.classifier.classify(peaks[:, -1:], end - 1)[:, 0]
             result[there] = logits.to(result.dtype)
-            if thresholds[k] <= -NEVER or k == self.exits - 1:
+            if thresholds[k] <= -NEVER or last:
                 break
-            if thresholds[k] < NEVER:
-                stays = (~should_exit(logits, thresholds[k], self.exit_score)).nonzero()[:, 0]
-                there, memory = there[stays], memory.keep(stays)
+            stays = (~should_exit(logits, thresholds[k], self.exit_score)).nonzero()[:, 0]
+            there, memory = there[stays], memory.keep(stays)
             if not len(there):
                 break
-            start = end
         trace.frames_used = np.asarray(self.exit_ends, dtype=np.float64)[trace.exit_step]
         return result
 

@@ -24,6 +24,7 @@ from adafocus.policy import scattered
 from adafocus.tsm_net import TwoHeadNet, stacked
 from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
+from harness.layers.backbones import published
 from harness.layers.crop import clip_patch_gradients, crop, crop_boxes
 from harness.layers.losses import every_step
 from harness.layers.precision import no_autocast
@@ -207,7 +208,7 @@ class AdaFocusV2TSM(EfficientRecognizer):
 
     def recipe(self, size: str) -> Sequence[Stage]:
         init = (
-            InitFrom(f"pretrained:{self.glance.name}", into="glance.backbone"),
+            InitFrom(f"pretrained:{published(self.glance.name, 'tsm')}", into="glance.backbone"),
             InitFrom(f"pretrained:{self.focus.name}", into="focus.backbone"),
         )
         learned = self.patch_policy == "learned"

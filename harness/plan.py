@@ -140,20 +140,23 @@ class Planner:
     def _stages(self, method: str, recognizer: EfficientRecognizer, recipe: Recipe | None) -> Sequence[Stage]:
         """The paper's stages where there are any, else the method's own.
 
-        A variant that is trained in other stages than its method (V1+) keeps its own; a stage that leaves
-        `init` out starts as the method's own stage of that name.
+        What they say of modules that these settings leave out goes. A variant that is trained in other stages
+        than its method (V1+) keeps its own; a stage that leaves `init` out starts as the method's own stage of
+        that name.
         """
         own = {stage.name: stage for stage in recognizer.recipe(self.size)}
         stages = recipe.stages if recipe is not None else ()
-        if recipe is not None and recipe.method != method:
-            names = {name for named in (recognizer.named_modules(), recognizer.named_parameters()) for name, _ in named}
-            stages = adapted(stages, names) if [s.name for s in stages] == list(own) else ()
+        if recipe is not None and recipe.method != method and [s.name for s in stages] != list(own):
+            stages = ()
+        names = {name for named in (recognizer.named_modules(), recognizer.named_parameters()) for name, _ in named}
+        stages = adapted(stages, names)
         return [s if s.init or s.name not in own else replace(s, init=own[s.name].init) for s in stages or own.values()]
 
     def settings(self, method: str, changes: Mapping[str, Any], *, overridden: bool) -> dict[str, Any]:
         """All constructor settings of a method on this data set."""
         names = constructor_settings(recognizer_class(method))
         own = split_name(method)[1]
+        fixed_by_name = method_card(method).settings
         changes = {**changes}
         for key, value in self.overrides.settings.items() if overridden else ():
             owner, _, name = key.rpartition(".")
@@ -161,7 +164,9 @@ class Planner:
                 raise unknown(f"setting of {method}", name, names)
             if owner == method and name in own:
                 raise UsageError(f"--set {key}: {name!r} stands in the method's name; change it there")
-            if owner in ("", method) and name in names and name not in own:
+            if owner == method and name in fixed_by_name:
+                raise UsageError(f"--set {key}: {name!r} is what makes {method} a variant; it stays as it is")
+            if owner in ("", method) and name in names and name not in fixed_by_name:
                 changes[name] = value
         card = self.videos.card
         base = full_settings(method, self.size, self.videos.resolution, changes)
@@ -241,7 +246,7 @@ class Planner:
         )
 
     def _stills(self, backbone: str) -> TrainSpec:
-        card = self.videos.card
+        card, network = self.videos.card, backbone.partition("@")[0]
         return TrainSpec(
             method=PRETRAINING,
             method_version=card.version,
@@ -251,10 +256,10 @@ class Planner:
                     "resolution": parameters(card.name, self.size).stills[0],
                     "mean": list(card.mean),
                     "std": list(card.std),
-                    "backbone": backbone,
+                    "backbone": network,
                 }
             ),
-            stage=plain(pretraining_stage(backbone, self.size)),
+            stage=plain(pretraining_stage(network, self.size)),
             weights=(),
             data=replace(self.data, limit=None),
             fingerprint=f"stills:{card.name}:{card.version}:{self.size}",
@@ -289,5 +294,8 @@ def check_overrides(overrides: Overrides, methods: Sequence[str]) -> None:
             raise UsageError(f"--set {key}: the data set fixes {', '.join(DATA_SETTINGS)}")
         if owner and owner not in known:
             raise unknown("method in --set", owner, known)
-        if not any(name in names for m, names in known.items() if owner in ("", m)):
+        takers = [m for m, names in known.items() if owner in ("", m) and name in names]
+        if not takers:
             raise unknown("setting", key, sorted({n for names in known.values() for n in names}))
+        if all(name in method_card(m).settings for m in takers):
+            raise UsageError(f"--set {key}: the names {', '.join(takers)} fix {name!r}; no chosen method takes another")

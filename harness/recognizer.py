@@ -130,9 +130,6 @@ class EfficientRecognizer(BaseRecognizer):
         """Called at each epoch's start with the 0-based epoch (temperatures, ramps)."""
         self.progress = epoch / max(1, epochs)
 
-    def after_update(self) -> None:
-        """Called after each optimizer step (V1 synchronises its acting policy here)."""
-
     def train(self, mode: bool = True) -> EfficientRecognizer:
         """As in torch, but frozen parts stay in eval mode (mmengine calls this every epoch)."""
         super().train(mode)

@@ -227,14 +227,16 @@ def _loader(spec: TrainSpec, stage: Stage, recognizer: EfficientRecognizer, vide
         requests = recognizer.clip_requests(stage=stage)
         dataset = ClipDataset(videos, split, requests, train=True, seed=spec.seed, repeats=stage.views_per_epoch)
     size = min(stage.batch_size, len(dataset))
+    each = max(1, size // compat.world_size())
+    alone = -(-len(dataset) // compat.world_size()) % each == 1  # no batch norm can train on one vector
     workers = 0 if device == "cpu" else min(8, os.cpu_count() or 1)
     return DataLoader(
         dataset,
-        batch_size=max(1, size // compat.world_size()),
+        batch_size=each,
         sampler=DefaultSampler(dataset, shuffle=True, seed=compat.epoch_seed(spec.seed, stage.name, 0) % 2**31),
         num_workers=workers,
         collate_fn=collate,
-        drop_last=len(dataset) >= 2 * size,
+        drop_last=len(dataset) >= 2 * size or alone,
         pin_memory=device == "cuda",
     )
 
@@ -274,7 +276,6 @@ class _StageHook(Hook):
         compat.unwrap(runner.model).set_progress(runner.epoch, self.epochs)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        compat.unwrap(runner.model).after_update()
         now = time.monotonic()
         if self.started is None:
             self.started = (runner.iter, now)

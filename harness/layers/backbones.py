@@ -31,13 +31,15 @@ IMAGENET_FILES: Mapping[str, tuple[str, ...]] = {
     "resnet50": ("resnet50-0676ba61.pth", "resnet50-19c8e357.pth", "resnet50-11ad3fa6.pth"),
     "resnet50@96": ("Initialization_model_prime_resnet50_patch_size_96.pth",),
     "mobilenet_v2": ("mobilenet_v2-b0353104.pth", "mobilenetv2_1.0-f2a8633.pth.tar", "mobilenet_v2-7ebf99e0.pth"),
+    "mobilenet_v2@tsm": ("mobilenetv2_1.0-f2a8633.pth.tar", "mobilenet_v2-b0353104.pth", "mobilenet_v2-7ebf99e0.pth"),
     "x3d_s": ("x3d_s.pyth",),
     "x3d_l": ("x3d_l.pyth",),
     "x3d_s-head": ("x3d_s.pyth",),
     "x3d_l-head": ("x3d_l.pyth",),
 }
 """Names looked for in `--weights-dir`, in this order: the weights the papers start from come first. X3D's are
-trained on Kinetics-400; `-head` is its classifier, for methods that start from that too."""
+trained on Kinetics-400; `-head` is its classifier, for methods that start from that too. `mobilenet_v2@tsm` is
+for methods whose authors start from the TSM authors' file."""
 
 TINY = ("restiny", "mbtiny")
 """Backbones whose pre-training is the stills of an embedded set."""
@@ -102,6 +104,11 @@ def build_backbone(name: str, *, shift: bool = False) -> Backbone:
     return BACKBONES[name](shift=shift)
 
 
+def published(name: str, version: str) -> str:
+    """`NAME@VERSION` where `IMAGENET_FILES` has such weights of a backbone, else NAME."""
+    return f"{name}@{version}" if f"{name}@{version}" in IMAGENET_FILES else name
+
+
 def imagenet_state(name: str, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The backbone's own state dict out of a published checkpoint, without its classifier.
 
@@ -122,7 +129,7 @@ def imagenet_state(name: str, checkpoint: Mapping[str, Any]) -> dict[str, Tensor
         if name.endswith("-head"):
             return slowfast_head(state)
         state = {ours: v for k, v in state.items() if (ours := from_slowfast(k)) is not None}
-    if name == "mobilenet_v2":
+    if name.partition("@")[0] == "mobilenet_v2":
         state = {re.sub(r"^features\.", "blocks.", k): v for k, v in mobilenet_from_flat(state).items()}
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
     with torch.device("meta"):

@@ -29,19 +29,14 @@ def discounted_returns(rewards_TB: Tensor, gamma: float) -> Tensor:
     return returns
 
 
-def normalised(returns: Tensor, *, dim: int | None = None, eps: float = 1e-5) -> Tensor:
-    """(R - mean) / (std + eps) with the unbiased standard deviation; 0 where there is a single value.
+def normalised(returns: Tensor, *, eps: float = 1e-5) -> Tensor:
+    """(R - mean) / (std + eps) over all values, with the unbiased standard deviation; 0 where there is only one.
 
-    Args:
-        returns: Any shape.
-        dim: Over all values (AdaFocus V1, GFNet) when None, else along this axis only.
+    Any shape. Source: AdaFocus V1, GFNet (adafocus.md 2.4).
     """
-    count = returns.numel() if dim is None else returns.shape[dim]
-    if count < 2:
+    if returns.numel() < 2:
         return torch.zeros_like(returns)
-    axes = tuple(range(returns.ndim)) if dim is None else (dim,)
-    mean, std = returns.mean(axes, keepdim=True), returns.std(axes, keepdim=True)
-    return (returns - mean) / (std + eps)
+    return (returns - returns.mean()) / (returns.std() + eps)
 
 
 def ppo_losses(

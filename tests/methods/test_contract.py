@@ -204,7 +204,6 @@ def test_training_step(method: str) -> None:
         assert not lost, f"stage {stage.name}: no gradient reaches {lost[:5]}"
         assert all(torch.isfinite(p.grad).all() for p in parameters.values() if p.grad is not None)
         optimizer.step()
-        recognizer.after_update()
         moved = {name for name, value in recognizer.state_dict().items() if not torch.equal(value, before[name])}
         assert moved & {name for name, p in parameters.items() if p.requires_grad}
         frozen = {name for name in before if not any(below(name, prefix) for prefix in stage.trained)}

@@ -62,7 +62,6 @@ def step(model: EfficientRecognizer, stage: Stage) -> set[str]:
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in learning.values())
     moved = {name for name, p in learning.items() if p.grad is not None and p.grad.any()}
     optimizer.step()
-    model.after_update()
     assert all(torch.isfinite(p).all() for p in learning.values())
     return moved
 
