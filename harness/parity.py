@@ -123,6 +123,8 @@ def replay(case: ParityCase) -> ParityResult:
             outputs = adapter(case)
         except BenchError as error:
             return ParityResult(case.name, "fail", str(error))
+        except (LookupError, ValueError, RuntimeError) as error:  # other pairs may still pass
+            return ParityResult(case.name, "fail", f"{name} stopped with {type(error).__name__}: {error}")
         if outputs is not None:
             return compare(case, outputs)
     return ParityResult(case.name, "unsupported", f"no method computes {case.spec.get('method', 'this pair')!r} yet")

@@ -8,20 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness import gate_worker
-from harness.build import constructor_settings
+from harness.build import build_recognizer, constructor_settings
 from harness.cli import method_names, parse_sets
 from harness.contract import InitFrom, ParamGroup, Stage
 from harness.data.cards import dataset_card
 from harness.errors import UsageError
 from harness.inline import class_settings, split_name, written
-from harness.plan import Overrides, Planner
+from harness.plan import Overrides, Planner, check_overrides
 from harness.protocol import Protocol
 from harness.recipes import adapted, paper_recipe
 from harness.registry import method_card, method_cards, recognizer_class
 from harness.suites import SUITES, cells
-from harness.work import DataSpec
+from harness.work import DataSpec, read_stage
 
 
 class Videos:
@@ -165,6 +166,50 @@ def test_the_name_wins_over_set() -> None:
     assert plan.cell("adafocus-v2", 0).train[-1].settings["patch_size"] == 40
     with pytest.raises(UsageError, match="stands in the method's name"):
         planner(overrides=Overrides({f"{name}.patch_size": 40})).cell(name, 0)
+
+
+def test_what_defines_a_variant_withstands_set() -> None:
+    """A setting for all methods leaves the references what their names say; one for them alone is refused."""
+    plan = planner(overrides=Overrides({"patch_policy": "learned", "dropout": 0.3}))
+    settings = plan.cell("random-patch", 0).train[-1].settings
+    assert (settings["patch_policy"], settings["dropout"]) == ("random", 0.3)
+    assert plan.cell("adafocus-v2", 0).train[-1].settings["patch_policy"] == "learned"
+    overrides = Overrides({"random-patch.patch_policy": "learned"})
+    with pytest.raises(UsageError, match="is what makes random-patch a variant"):
+        planner(overrides=overrides).cell("random-patch", 0)
+    for key in ("random-patch.patch_policy", "patch_policy"):
+        with pytest.raises(UsageError, match="random-patch fix 'patch_policy'"):
+            check_overrides(Overrides({key: "learned"}), ["random-patch", "tsn"])
+    check_overrides(Overrides({"patch_policy": "random"}), ["random-patch", "adafocus-v2"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "left"),
+    [
+        ({"aux_losses": False}, [["glance"], ["policy"], ["classifier"]]),
+        ({"patch_policy": "random"}, [["glance", "glance_head"], ["classifier"]]),
+    ],
+)
+def test_a_recipe_leaves_out_what_set_takes_away(settings: dict[str, object], left: list[list[str]]) -> None:
+    videos, protocol = Videos("activitynet", 224), Protocol(initialisation="scratch")
+    data = DataSpec("activitynet", "data", "paper")
+    plan = Planner(data, videos, protocol, size="paper", overrides=Overrides(settings))  # type: ignore[arg-type]
+    spec = plan.cell("adafocus-v2", 0).train[-1]
+    assert [group["modules"] for group in spec.stage["groups"]] == left
+    with torch.device("meta"):
+        build_recognizer("adafocus-v2", spec.settings).set_stage(read_stage(spec.stage))
+
+
+def test_methods_that_start_from_tsms_mobilenet_find_it(tmp_path: Path) -> None:
+    for file in ("resnet50-19c8e357.pth", "mobilenet_v2-b0353104.pth", "mobilenetv2_1.0-f2a8633.pth.tar"):
+        (tmp_path / file).touch()
+    plan = paper_planner("activitynet", initialisation="pretrained", weights_dir=tmp_path)
+    for method, expected in (
+        ("adafocus-v1", "mobilenet_v2-b0353104.pth"),
+        ("adafocus-v2", "mobilenetv2_1.0-f2a8633.pth.tar"),
+    ):
+        weights = [w for spec in plan.cell(method, 0).train for w in spec.weights if w.into == "glance" and w.path]
+        assert [Path(w.path or "").name for w in weights] == [expected]
 
 
 def test_paper_recipes_apply_to_variants() -> None:

@@ -10,16 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from harness.errors import UsageError
+from harness.errors import CheckpointError, UsageError
+from harness.official import Converted
 from harness.parity import ParityCase, video
 from harness.recognizer import EfficientRecognizer
+from harness.trace import Trace
 
 Recognizer = TypeVar("Recognizer", bound=EfficientRecognizer)
 
 
 def load(cls: type[Recognizer], case: ParityCase, **given: Any) -> Recognizer:
-    """`cls` with the pair's weights, read through `from_official`, in eval mode."""
-    converted = cls.from_official(tensors(case), patch_size=case.spec["patch_size"], **given)
+    """`cls` with the pair's weights, read through `from_official`, in eval mode.
+
+    Raises:
+        CheckpointError: It is not of that method.
+    """
+    converted: Converted | None = cls.from_official(tensors(case), patch_size=case.spec["patch_size"], **given)
+    if converted is None:
+        raise CheckpointError(f"{case.name}: {cls.__name__} does not know the pair's checkpoint")
     model = cls(**converted.settings, data_preprocessor={"type": "BaseDataPreprocessor"})
     model.load_state_dict(converted.state)
     return model.eval()
@@ -36,6 +44,14 @@ def tensors(case: ParityCase) -> dict[str, Any]:
 def catch(seen: dict[str, Any], name: str, part: nn.Module) -> RemovableHandle:
     """Keep what `part` returns as `seen[name]` until the handle is removed."""
     return part.register_forward_hook(lambda _module, _inputs, output: seen.update({name: output}))
+
+
+def places(trace: Trace, steps: int) -> Tensor:
+    """Where `infer` looked (B, steps, 2), out of the boxes that it noted: 0 to 1 from border to border."""
+    found = torch.full((trace.videos, steps, 2), torch.nan)
+    for row, step, _, top, left, height, width in trace.boxes:
+        found[row, step] = torch.tensor([top / (1 - height), left / (1 - width)])
+    return found
 
 
 def to_numpy(outputs: Mapping[str, Tensor | None]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adafocus.parity import catch, load, to_numpy
+from adafocus.parity import catch, load, places, to_numpy
 from harness.parity import ParityCase
 from harness.trace import Trace
 
@@ -24,12 +24,12 @@ def v1_outputs(cls: type[AdaFocusV1], case: ParityCase) -> dict[str, np.ndarray]
         return None
     model = load(cls, case, frames=case.spec["frames"])
     seen: dict[str, Tensor] = {}
-    parts = {"cells": model.policy.actor, "states": model.classifier.gru}
-    handles = [catch(seen, name, part) for name, part in parts.items()]
+    handle = catch(seen, "states", model.classifier.gru)
     clip = torch.from_numpy(case.clip(model.frames, model.resolution))
     with torch.inference_mode():
-        logits = model.infer({"frames": clip}, trace=Trace(len(clip)))
+        trace = Trace(len(clip), details=True)
+        logits = model.infer({"frames": clip}, trace=trace)
         step_logits = model.classifier.classify(seen["states"][0])
-    for handle in handles:
-        handle.remove()
-    return to_numpy({"logits": logits, "step_logits": step_logits, "cells": seen["cells"].argmax(-1)})
+    handle.remove()
+    rows, columns = (places(trace, model.frames) * (model.grid - 1)).round().long().unbind(-1)
+    return to_numpy({"logits": logits, "step_logits": step_logits, "cells": rows * model.grid + columns})

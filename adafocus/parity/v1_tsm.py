@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from adafocus.parity import catch, load, to_numpy, two_clips
+from adafocus.parity import load, places, to_numpy, two_clips
 from harness.parity import ParityCase
 from harness.trace import Trace
 
@@ -24,9 +23,7 @@ def v1_tsm_outputs(cls: type[AdaFocusV1TSM], case: ParityCase) -> dict[str, np.n
         return None
     glance, focus = two_clips(case)
     model = load(cls, case, focus_frames=focus.shape[1], policy_statistics="batch")
-    seen: dict[str, Tensor] = {}
-    handle = catch(seen, "mean", model.policy.actor)
+    trace = Trace(len(glance), details=True)
     with torch.inference_mode():
-        logits = model.infer({"glance": glance, "focus": focus}, trace=Trace(len(glance)))
-    handle.remove()
-    return to_numpy({"logits": logits, "actions": torch.sigmoid(seen["mean"][:, 0])})
+        logits = model.infer({"glance": glance, "focus": focus}, trace=trace)
+    return to_numpy({"logits": logits, "actions": places(trace, focus.shape[1])[:, 0]})

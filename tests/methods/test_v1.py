@@ -139,11 +139,17 @@ def test_rewards_are_what_a_walk_through_the_frames_gives() -> None:
             kept = after(step, patch if keep[video, step] else nothing, kept)[1]
 
 
+def test_the_reward_that_lacks_its_features_says_so() -> None:
+    classifier, features = RecurrentClassifier(5, 4, hidden=6, dropout=0.0).eval(), torch.randn(2, 3, 5)
+    with pytest.raises(UsageError, match="needs the features of random patches"):
+        patch_rewards("random", classifier, features[..., :2], features[..., 2:], None, torch.tensor([3, 1]))
+
+
 def test_random_patches_reach_every_offset() -> None:
     """floor(a (side - P)) of a ~ U[0, 1): 0 .. side - P - 1, as the authors' integers."""
     ramp = torch.arange(64.0).view(1, 1, 1, 64).expand(4000, 3, 64, 64)
     torch.manual_seed(0)
-    offsets = hard_crop(ramp, torch.rand(4000, 2), 32)[:, 0, 0, 0].unique()
+    offsets = hard_crop(ramp, AdaFocusV1._anywhere(ramp[:, None])[:, 0], 32)[:, 0, 0, 0].unique()
     assert offsets.tolist() == list(range(32))
 
 

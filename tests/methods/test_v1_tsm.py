@@ -18,7 +18,6 @@ from harness.contract import Stage
 from harness.errors import CheckpointError, UsageError
 from harness.layers.batch_norm import batch_statistics
 from harness.layers.crop import hard_crop
-from harness.recipes import paper_recipe
 from harness.trace import Trace
 from harness.training import optimizer_groups
 
@@ -170,10 +169,35 @@ def test_the_batchs_own_statistics_leave_no_trace() -> None:
     assert not any(module.training for module in model.modules())
     with pytest.raises(UsageError, match="two videos"):
         model.infer(clips(1), trace=Trace(1))
-    norm = nn.BatchNorm1d(3).eval()
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_fine_tuning_and_test_look_at_the_same_places(statistics: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both follow `policy_statistics`."""
+    model = build(policy_statistics=statistics)
+    with torch.inference_mode():
+        trace = Trace(4, details=True)
+        model.infer(clips(), trace=trace)
+    seen: list[Tensor] = []
+    patches = model._patches
+    monkeypatch.setattr(model, "_patches", lambda focus, places: (seen.append(places), patches(focus, places))[1])
+    model.set_stage(stages(model)["finetune"])
+    model.train().loss(clips(), labelled(4))
+    top = torch.tensor([box[3] for box in trace.boxes if box[1] == 0]) / (1 - trace.boxes[0][5])
+    torch.testing.assert_close(seen[0][:, 0], top, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tracking", [True, False])
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm])
+def test_batch_norms_get_their_ways_back(kind: Any, tracking: bool) -> None:
+    norm = kind(3).eval()
+    norm.track_running_stats = tracking
     with batch_statistics(norm):
-        out = norm(5 + torch.randn(64, 3))
-    torch.testing.assert_close(out.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+        assert norm.training and not norm.track_running_stats
+        if kind is nn.BatchNorm1d:
+            out = norm(5 + torch.randn(64, 3))
+            torch.testing.assert_close(out.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    assert (norm.training, norm.track_running_stats) == (False, tracking)
 
 
 def test_a_file_without_policy_is_refused() -> None:
@@ -191,13 +215,3 @@ def test_a_file_without_policy_is_refused() -> None:
 def test_wrong_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         build(**settings)
-
-
-@pytest.mark.parametrize("dataset", ["sthv1", "sthv2"])
-def test_paper_recipe(dataset: str) -> None:
-    recipe = paper_recipe("adafocus-v1-tsm", dataset, "paper")
-    assert recipe is not None
-    default = build().recipe("paper")
-    for stage, usual in zip(recipe.stages, default, strict=True):
-        same = ("name", "epochs", "batch_size", "lr", "optimizer", "weight_decay", "schedule", "trained", "groups")
-        assert [getattr(stage, field) for field in same] == [getattr(usual, field) for field in same]

@@ -19,7 +19,6 @@ from harness.contract import EMPTY
 from harness.cost.counter import MacMeter
 from harness.errors import UsageError
 from harness.layers.exits import NEVER
-from harness.recipes import recipes
 from harness.trace import Trace
 
 from mmaction.structures import ActionDataSample
@@ -350,21 +349,6 @@ def test_boxes_lie_at_the_frames_they_were_cut_from() -> None:
         model.infer(clip(2), {"exit_at": 2}, trace=trace)
     assert [(video, step) for video, step, *_ in trace.boxes] == [(v, s) for s in (4, 1, 6) for v in (0, 1)]
     assert all(0 <= top <= 0.5 and 0 <= left <= 0.5 and (h, w) == (0.5, 0.5) for *_, top, left, h, w in trace.boxes)
-
-
-@pytest.mark.parametrize(
-    ("dataset", "batch", "lr"), [("activitynet", 32, 0.002), ("fcvid", 32, 0.002), ("mini-kinetics", 48, 0.003)]
-)
-def test_paper_recipes(dataset: str, batch: int, lr: float) -> None:
-    """Learning rates of adafocus.md 5.4."""
-    recipe = next(r for r in recipes() if (r.method, r.dataset) == ("adafocus-v2", dataset))
-    (stage,) = recipe.stages
-    assert (stage.batch_size, stage.epochs, stage.lr, stage.weight_decay) == (batch, 50, lr, 1e-4)
-    rates = {module: stage.lr * group.lr_mult for group in stage.groups for module in group.modules}
-    expected = {"glance": 0.001, "glance_head": 0.001, "policy": 2e-4, "classifier": 0.01}
-    assert rates == pytest.approx({k: v * batch / 32 for k, v in expected.items()})
-    assert recipe.settings["exit_score"] == "logit", "adafocus.md 6"
-    assert sum("batch norm sees the whole batch" in departure for departure in stage.departures) == 1
 
 
 def test_settings_are_checked() -> None:

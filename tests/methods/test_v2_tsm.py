@@ -16,7 +16,6 @@ from adafocus.v2_tsm import AdaFocusV2TSM
 from harness.build import build_recognizer, full_settings
 from harness.errors import UsageError
 from harness.layers.crop import crop
-from harness.recipes import paper_recipe
 from harness.trace import Trace
 
 CLIP = {"focus_frames": 12, "patch_size": 32}
@@ -146,12 +145,3 @@ def test_clips_are_cropped_apart_as_in_the_code_or_together() -> None:
 def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build(**settings)
-
-
-@pytest.mark.parametrize("dataset", ["sthv1", "sthv2", "jester"])
-def test_paper_recipe(dataset: str) -> None:
-    recipe = paper_recipe("adafocus-v2-tsm", dataset, "paper")
-    assert recipe is not None
-    (stage,) = recipe.stages
-    assert (stage.epochs, stage.batch_size, stage.lr, stage.weight_decay, stage.clip_grad) == (50, 32, 0.01, 5e-4, 20)
-    assert {group.modules: group.lr_mult for group in stage.groups} == {("glance",): 0.5, ("policy",): 0.01}

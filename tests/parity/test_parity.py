@@ -78,6 +78,14 @@ def test_training_steps_are_compared_relatively() -> None:
     assert compare(case, {"total": 16.0, "gradnorm_x": 28300.0}).status == "fail"
 
 
+def test_a_pair_that_stops_is_a_failed_pair() -> None:
+    """The others still run."""
+    broken = replay(toy(method="AdaFocus V2", patch_size=128, tensors={"a.weight": [2]}))
+    assert (broken.status, "AdaFocusV2 does not know" in broken.detail) == ("fail", True)
+    empty = replay(toy(method="AdaFocus V1 + TSM"))
+    assert empty.status == "fail" and empty.detail.startswith("adafocus-v1-tsm stopped with KeyError")
+
+
 def test_a_pair_nobody_computes_is_unsupported() -> None:
     result = replay(toy())
     assert (result.status, result.detail) == ("unsupported", 'no method computes "Nobody\'s" yet')
