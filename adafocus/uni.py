@@ -35,7 +35,7 @@ from adafocus.uni_policies import (
 )
 from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
-from harness.layers.backbones import build_backbone
+from harness.layers.backbones import build_backbone, published
 from harness.layers.crop import box_stretch, clip_patch_gradients, deformable_boxes, deformable_crop, unstretched
 from harness.layers.exits import NEVER, calibrate_thresholds, point_thresholds, should_exit
 from harness.layers.frame_sampling import sample_frames
@@ -266,7 +266,7 @@ class UniAdaFocus(EfficientRecognizer):
 
     def recipe(self, size: str) -> Sequence[Stage]:
         init = (
-            InitFrom(f"pretrained:{self.glance_name}", into="glance"),
+            InitFrom(f"pretrained:{published(self.glance_name, 'tsm')}", into="glance"),
             InitFrom(f"pretrained:{self.focus_name}", into="focus"),
         )
         parts = dict(self.named_children())

@@ -24,6 +24,7 @@ from adafocus.uni_policies import InterpolationHead, SpatialPolicy, TemporalPoli
 from adafocus.x3d_net import OverTimeNet
 from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
+from harness.layers.backbones import published
 from harness.layers.crop import box_stretch, deformable_boxes, deformable_crop, unstretched
 from harness.layers.exits import NEVER, calibrate_thresholds, point_thresholds, should_exit
 from harness.layers.frame_sampling import sample_frames
@@ -161,7 +162,7 @@ class UniClip(EfficientRecognizer):
 
     def _init(self) -> tuple[InitFrom, ...]:
         return (
-            InitFrom(f"pretrained:{self.glance.name}", into="glance.backbone"),
+            InitFrom(f"pretrained:{published(self.glance.name, 'tsm')}", into="glance.backbone"),
             InitFrom(f"pretrained:{self.focus.name}", into="focus.backbone"),
         )
 
