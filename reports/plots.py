@@ -174,7 +174,8 @@ def _tradeoff(group: Group, marks: Sequence[Mark], label: str) -> Figure:
     axes.set_ylabel(f"{group.metric.title} ({group.metric.unit})")
     handles = [_key(m) for m in drawn]
     handles.append(Line2D([], [], color=FAINT, linestyle=(0, (4, 2)), linewidth=1, label="Pareto front"))
-    columns = 3 if max(len(m.label) for m in drawn) < 20 else 2
+    longest = max(len(m.label) for m in drawn)
+    columns = 3 if longest < 20 else 2 if longest <= 30 else 1
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.02, -0.17), ncols=columns, columnspacing=1.4)
     return figure
 
@@ -219,7 +220,7 @@ def _key(method: Method) -> Line2D:
         markersize=5.5,
         markeredgecolor=PAPER,
         linewidth=1.4,
-        label=short(method.label, 30),
+        label=short(method.label, 60),
     )
 
 
