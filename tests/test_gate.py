@@ -217,8 +217,12 @@ def test_method_that_fails_here_is_an_error(repository):
 def test_interruption_leaves_nothing_behind(repository, number, monkeypatch):
     started = []
     monkeypatch.setattr(gate._Worker, "ask", lambda self, _: started.append(self) or os.kill(os.getpid(), number))
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        against("HEAD", ["tsn"], root=repository, rounds=6, launches=1)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            against("HEAD", ["tsn"], root=repository, rounds=6, launches=1)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert [worker.process.returncode for worker in started] == [-signal.SIGKILL]
 
 
