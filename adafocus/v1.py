@@ -71,6 +71,8 @@ CARD = {
 
 PHASES = ("glance", "focus", "random", "policy", "finetune", "skip")
 PATCHES = ("learned", "random", "centre")
+CPU_PATCHES = 16
+"""Patches that go through the focus network together in evaluation on a CPU: one video's at the paper size."""
 _PLUS = ("skip", "skip_cost")
 
 
@@ -321,7 +323,16 @@ class AdaFocusV1(EfficientRecognizer):
     def _look(self, x_BT3HW: Tensor, actions_BT2: Tensor) -> Tensor:
         """Features (B, T, D) of one patch per frame."""
         patches = hard_crop(x_BT3HW.flatten(0, 1), actions_BT2.flatten(0, 1), self.patch_size)
-        return self.focus(patches).unflatten(0, x_BT3HW.shape[:2])
+        return self._focused(patches).unflatten(0, x_BT3HW.shape[:2])
+
+    def _focused(self, patches_N3PP: Tensor) -> Tensor:
+        """The focus network's features (N, D), all patches as one batch.
+
+        In evaluation on a CPU, where a large batch outgrows the caches, as batches of at most CPU_PATCHES.
+        """
+        if self.training or patches_N3PP.device.type != "cpu":
+            return self.focus(patches_N3PP)
+        return torch.cat([self.focus(part) for part in patches_N3PP.split(CPU_PATCHES)])
 
     @staticmethod
     def _anywhere(x_BT3HW: Tensor) -> Tensor:
@@ -432,7 +443,7 @@ class AdaFocusV1(EfficientRecognizer):
         with trace.event("focus", shape=(3, *2 * (self.patch_size,)), variant=self.focus_name, videos=videos):
             if len(kept):
                 patches = hard_crop(x_N3HW[kept], actions_BT2.flatten(0, 1)[kept], self.patch_size)
-                focus_ND[kept] = self.focus(patches).to(focus_ND.dtype)
+                focus_ND[kept] = self._focused(patches).to(focus_ND.dtype)
         return focus_ND.unflatten(0, keep_BT.shape)
 
 

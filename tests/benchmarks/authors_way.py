@@ -201,7 +201,7 @@ def leaving_early(
     with evaluating(device):
         scores = torch.cat([model.infer_exits(b, trace=_trace(b)) for b in batches]).float().cpu().numpy()
     costs, full_cost = exit_costs(method, size, exit_every)
-    point = model.calibrate(scores, costs, HALF * full_cost / costs[-1])  # the last exit runs more heads than `full`
+    point = model.calibrate(scores, costs, HALF * full_cost / costs[-1])
     thresholds = np.asarray(point["thresholds"])
     point["thresholds"] = (thresholds - ROUNDING * np.abs(thresholds)).tolist()
     left: list[float] = []
