@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import harness.data.clips  # noqa: F401  (registers the preprocessor)
 from adafocus.policy import cell_places
 from adafocus.rewards import REWARDS, keep_rewards, patch_rewards
-from adafocus.v1 import AdaFocusV1
+from adafocus.v1 import CPU_PATCHES, AdaFocusV1
 from harness.contract import EMPTY, Stage
 from harness.cost.counter import MacMeter
 from harness.errors import CheckpointError, UsageError
@@ -172,11 +172,12 @@ def test_cells_are_counted_row_by_row() -> None:
 
 @torch.inference_mode()
 def test_all_patches_go_through_the_focus_network_at_once() -> None:
+    """After the policy has placed them all; on a CPU as few batches that fit the caches, not frame by frame."""
     model, calls = build(), []
     model.focus.register_forward_hook(lambda _module, inputs, _output: calls.append(len(inputs[0])))
     trace = Trace(VIDEOS, details=True)
     logits = model.infer(clip(), trace=trace)
-    assert calls == [VIDEOS * FRAMES]
+    assert calls == [CPU_PATCHES, VIDEOS * FRAMES - CPU_PATCHES]
     assert {key.component for key in trace.counts} == {"glance", "policy", "focus", "classifier", "head"}
     boxes = {(video, step): (top, left) for video, step, _, top, left, _, _ in trace.boxes}
     actions = 2 * torch.tensor([[boxes[video, step] for step in range(FRAMES)] for video in range(VIDEOS)])
