@@ -36,8 +36,15 @@ from adafocus.uni_policies import (
 from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
 from harness.layers.backbones import build_backbone, published
-from harness.layers.crop import box_stretch, clip_patch_gradients, deformable_boxes, deformable_crop, unstretched
-from harness.layers.exits import NEVER, calibrate_thresholds, point_thresholds, should_exit
+from harness.layers.crop import (
+    box_stretch,
+    check_patch_size,
+    clip_patch_gradients,
+    deformable_boxes,
+    deformable_crop,
+    unstretched,
+)
+from harness.layers.exits import NEVER, point_thresholds, should_exit
 from harness.layers.frame_sampling import sample_frames
 from harness.layers.losses import every_step
 from harness.layers.resize import resize
@@ -199,8 +206,7 @@ class UniAdaFocus(EfficientRecognizer):
         for name, value, known in (("spatial", spatial, SPATIAL), ("temporal", temporal, TEMPORAL)):
             if value not in known:
                 raise unknown(name, value, known)
-        if patch_size > self.resolution:
-            raise UsageError(f"patch_size {patch_size} is larger than the frames of {self.resolution} px")
+        check_patch_size(patch_size, self.resolution)
         if frames > glance_frames * group:
             raise UsageError(f"{frames} focus frames cannot be taken out of {glance_frames} x {group} candidates")
         self.frames, self.glance_frames, self.group = frames, glance_frames, group
@@ -422,10 +428,6 @@ class UniAdaFocus(EfficientRecognizer):
         with self._head_event(trace, self.classifier, rows=self.frames):
             steps = self.classifier.classify(peaks, context_BE=plan.context_BH)
         return torch.cat((first, steps[:, [end - 1 for end in self.exit_ends[1:]]]), dim=1)
-
-    def calibrate(self, exit_logits_NKC: np.ndarray, exit_costs_K: np.ndarray, budget: float) -> dict[str, Any]:
-        thresholds = calibrate_thresholds(exit_logits_NKC, exit_costs_K, budget, score=self.exit_score)
-        return {"thresholds": [float(t) for t in thresholds]}
 
     def _infer_until_sure(
         self,

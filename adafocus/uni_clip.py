@@ -25,8 +25,8 @@ from adafocus.x3d_net import OverTimeNet
 from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
 from harness.layers.backbones import published
-from harness.layers.crop import box_stretch, deformable_boxes, deformable_crop, unstretched
-from harness.layers.exits import NEVER, calibrate_thresholds, point_thresholds, should_exit
+from harness.layers.crop import box_stretch, check_patch_size, deformable_boxes, deformable_crop, unstretched
+from harness.layers.exits import NEVER, point_thresholds, should_exit
 from harness.layers.frame_sampling import sample_frames
 from harness.layers.resize import resize
 from harness.recognizer import Clips, EfficientRecognizer
@@ -124,8 +124,7 @@ class UniClip(EfficientRecognizer):
         ):
             if value not in known:
                 raise unknown(name, value, known)
-        if patch_size > self.resolution:
-            raise UsageError(f"patch_size {patch_size} is larger than the frames of {self.resolution} px")
+        check_patch_size(patch_size, self.resolution)
         self.frames, self.focus_frames, self.candidates = frames, focus_frames, focus_frames * group
         self.patch_size, self.deformable = patch_size, deformable
         self.stretch = box_stretch(patch_size, smallest_box or self.resolution * 3 // 7, self.resolution)
@@ -292,10 +291,6 @@ class UniClip(EfficientRecognizer):
         ready = first if self.exit_head == "main" else None
         last = self._finish(clips["candidates"], maps, vectors, ready, trace, None, None)
         return torch.stack((first, last), dim=1)
-
-    def calibrate(self, exit_logits_NKC: np.ndarray, exit_costs_K: np.ndarray, budget: float) -> dict[str, Any]:
-        thresholds = calibrate_thresholds(exit_logits_NKC, exit_costs_K, budget, score=self.exit_score)
-        return {"thresholds": [float(t) for t in thresholds]}
 
     def _first_exit(self, vectors: Tensor, trace: Trace) -> Tensor:
         """Logits (B, C) after the glance."""

@@ -29,7 +29,7 @@ from adafocus.v1_official import v1_official
 from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
 from harness.layers.backbones import build_backbone
-from harness.layers.crop import crop_boxes, hard_crop
+from harness.layers.crop import check_patch_size, crop_boxes, hard_crop
 from harness.layers.gumbel import decide
 from harness.layers.losses import every_step
 from harness.layers.ppo import discounted_returns, normalised, ppo_losses
@@ -144,8 +144,7 @@ class AdaFocusV1(EfficientRecognizer):
         super().__init__(num_classes, **kwargs)
         if reward not in REWARDS:
             raise unknown("reward", reward, REWARDS)
-        if patch_size > self.resolution:
-            raise UsageError(f"patch_size {patch_size} is larger than the frames of {self.resolution} px")
+        check_patch_size(patch_size, self.resolution)
         if grid < 2 or samples < 1:
             raise UsageError(f"grid must be at least 2 and samples at least 1, not {grid} and {samples}")
         values = locals()

@@ -39,7 +39,7 @@ from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, Param
 from harness.errors import UsageError, unknown
 from harness.layers.backbones import published
 from harness.layers.batch_norm import batch_statistics
-from harness.layers.crop import crop_boxes, hard_crop
+from harness.layers.crop import check_patch_size, crop_boxes, hard_crop
 from harness.layers.ppo import normalised, ppo_losses
 from harness.layers.precision import no_autocast
 from harness.layers.resize import resize
@@ -133,8 +133,7 @@ class AdaFocusV1TSM(EfficientRecognizer):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
-        if patch_size > self.resolution:
-            raise UsageError(f"patch_size {patch_size} is larger than the frames of {self.resolution} px")
+        check_patch_size(patch_size, self.resolution)
         if samples < 1 or action_std <= 0:
             raise UsageError(f"samples must be at least 1 and action_std positive, not {samples} and {action_std}")
         if policy_statistics not in STATISTICS:

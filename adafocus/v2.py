@@ -26,8 +26,8 @@ from adafocus.policy import PatchPolicy, scattered
 from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
 from harness.layers.backbones import build_backbone, published
-from harness.layers.crop import clip_patch_gradients, crop, crop_boxes
-from harness.layers.exits import NEVER, calibrate_thresholds, point_thresholds, should_exit
+from harness.layers.crop import check_patch_size, clip_patch_gradients, crop, crop_boxes
+from harness.layers.exits import NEVER, point_thresholds, should_exit
 from harness.layers.losses import every_step
 from harness.layers.resize import resize
 from harness.layers.running_max import RunningMaxClassifier
@@ -158,8 +158,7 @@ class AdaFocusV2(EfficientRecognizer):
         super().__init__(num_classes, **kwargs)
         if patch_policy not in POLICIES:
             raise unknown("patch_policy", patch_policy, POLICIES)
-        if patch_size > self.resolution:
-            raise UsageError(f"patch_size {patch_size} is larger than the frames of {self.resolution} px")
+        check_patch_size(patch_size, self.resolution)
         self.frames, self.patch_size = frames, patch_size
         self.patch_policy, self.patch_grad_clip = patch_policy, patch_grad_clip
         self.stop_gradient, self.random_pass, self.aux_losses = stop_gradient, random_pass, aux_losses
@@ -360,10 +359,6 @@ class AdaFocusV2(EfficientRecognizer):
         with trace.event("head", shape=(self.classifier.width,), rows=self.frames):
             logits_BTC = self.classifier.classify(peaks)
         return logits_BTC[:, [end - 1 for end in self.exit_ends]]
-
-    def calibrate(self, exit_logits_NKC: np.ndarray, exit_costs_K: np.ndarray, budget: float) -> dict[str, Any]:
-        thresholds = calibrate_thresholds(exit_logits_NKC, exit_costs_K, budget, score=self.exit_score)
-        return {"thresholds": [float(t) for t in thresholds]}
 
     def _infer_until_sure(
         self, frames: Tensor, thresholds: Sequence[float], trace: Trace, random_BT2: Tensor | None

@@ -25,7 +25,7 @@ from adafocus.tsm_net import TwoHeadNet, stacked
 from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.errors import UsageError, unknown
 from harness.layers.backbones import published
-from harness.layers.crop import clip_patch_gradients, crop, crop_boxes
+from harness.layers.crop import check_patch_size, clip_patch_gradients, crop, crop_boxes
 from harness.layers.losses import every_step
 from harness.layers.precision import no_autocast
 from harness.layers.resize import resize
@@ -169,8 +169,7 @@ class AdaFocusV2TSM(EfficientRecognizer):
             raise unknown("patch_policy", patch_policy, POLICIES)
         if aux_loss not in ("video", "frame"):
             raise unknown("aux_loss", aux_loss, ("video", "frame"))
-        if patch_size > self.resolution:
-            raise UsageError(f"patch_size {patch_size} is larger than the frames of {self.resolution} px")
+        check_patch_size(patch_size, self.resolution)
         self.frames, self.focus_frames = frames, focus_frames
         self.patch_size = self.resolution if patch_policy == "whole" else patch_size
         self.patch_policy, self.patch_grad_clip = patch_policy, patch_grad_clip

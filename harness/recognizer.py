@@ -48,10 +48,12 @@ class EfficientRecognizer(BaseRecognizer):
 
     Attributes:
         exits: K, the number of points at which `infer` may stop; 0 for a method without exits.
+        exit_score: How sure a prediction is at an exit, see `harness.layers.exits.exit_scores`.
         online: Whether `step` works.
     """
 
     exits: int = 0
+    exit_score: str = "softmax"
     online: ClassVar[bool] = False
 
     def __init__(
@@ -171,7 +173,7 @@ class EfficientRecognizer(BaseRecognizer):
         """Point settings that meet `budget` (share of the full cost) on the calibration split."""
         from harness.layers.exits import calibrate_thresholds
 
-        thresholds = calibrate_thresholds(exit_logits_NKC, exit_costs_K, budget)
+        thresholds = calibrate_thresholds(exit_logits_NKC, exit_costs_K, budget, score=self.exit_score)
         return {"thresholds": [float(t) for t in thresholds]}
 
     def step(self, frame: Tensor, state: Any = None) -> tuple[Tensor, Any]:

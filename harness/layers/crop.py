@@ -98,6 +98,12 @@ def hard_crop(x_N3HW: Tensor, actions_N2: Tensor, size: int) -> Tensor:
     return x_N3HW.permute(0, 2, 3, 1)[frames, rows, columns].permute(0, 3, 1, 2)
 
 
+def check_patch_size(size: int, side: int) -> None:
+    """Raise UsageError where a patch of `size` px is larger than frames of `side` px."""
+    if size > side:
+        raise UsageError(f"patch_size {size} is larger than the frames of {side} px")
+
+
 def crop_boxes(actions: Tensor, size: int, side: int) -> Tensor:
     """(..., 2) actions to boxes (..., 4): top, left, height, width as shares of the frame's side."""
     share = size / side
