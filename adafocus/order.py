@@ -23,7 +23,7 @@ def frame_order(order: str | Sequence[int], frames: int) -> list[int]:
     Raises:
         UsageError: An unknown name, or numbers that are no permutation.
 
-    Source: adafocus.md 5.1; synthetic.md 3.
+    Source: docs/methods/adafocus-v2.md#modules; docs/embedded-sets.md#networks.
     """
     if not isinstance(order, str):
         if sorted(order) != list(range(frames)):

@@ -5,6 +5,8 @@ Shapes: B videos, T frames, D features, H hidden units of the classifier.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 from harness.errors import UsageError, unknown
 from harness.layers.recurrent import RecurrentClassifier
 
-REWARDS = ("random", "prev", "conf", "padding")
+Reward = Literal["random", "prev", "conf", "padding"]
 
 
 def patch_rewards(
@@ -39,7 +41,7 @@ def patch_rewards(
     Raises:
         UsageError: `reward` is unknown, or `random` got no features.
 
-    Source: AdaFocus V1 section 3.3 (`random`), its code (the others); adafocus.md 2.4.
+    Source: AdaFocus V1 (`random`), its code (`prev`, `conf`); docs/methods/adafocus-v1.md#training.
     """
     states_BTH = classifier.roll(torch.cat((glance_BTD, focus_BTD), dim=2))
     p_BT = _truth(classifier, states_BTH, target_B)
@@ -51,7 +53,7 @@ def patch_rewards(
         raise UsageError("reward 'random' needs the features of random patches")
     other_BTD = {"random": random_BTD, "padding": torch.zeros_like(focus_BTD)}.get(reward)
     if other_BTD is None:
-        raise unknown("reward", reward, REWARDS)
+        raise unknown("reward", reward, get_args(Reward))
     return p_BT - _would_be(classifier, glance_BTD, other_BTD, classifier.before(states_BTH), target_B)
 
 
@@ -67,7 +69,7 @@ def keep_rewards(
 
     The classifier's state is carried along the decisions `keep_BT`, a skipped patch being zero features.
 
-    Source: a reconstruction of V1+ (adafocus.md 4).
+    Source: a reconstruction of V1+ (docs/methods/adafocus-v1.md#v1-plus).
     """
     before_BTH = classifier.before(classifier.roll(torch.cat((glance_BTD, focus_BTD * keep_BT[..., None]), dim=2)))
     seen_BT = _would_be(classifier, glance_BTD, focus_BTD, before_BTH, target_B)

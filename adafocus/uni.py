@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from adafocus.glance_and_focus import GlanceAndFocus
 from adafocus.order import frame_order
-from adafocus.parity.uni import uni_outputs
 from adafocus.policy import scattered
-from adafocus.uni_official import uni_official
+from adafocus.settings import FULL_SIZE, BoxesAndFrames, Exits, FrameHeads, Networks, StepClassifier, tiny_networks
 from adafocus.uni_policies import (
     InterpolationHead,
     SpatialPolicy,
@@ -33,26 +33,21 @@ from adafocus.uni_policies import (
     per_candidate,
     size_prior,
 )
-from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
-from harness.errors import UsageError, unknown
+from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
+from harness.contract.exits import NEVER, point_thresholds, should_exit
+from harness.contract.recognizer import Clips
+from harness.contract.trace import Trace
+from harness.errors import UsageError
 from harness.layers.backbones import build_backbone, published
 from harness.layers.crop import (
-    box_stretch,
-    check_patch_size,
     clip_patch_gradients,
     deformable_boxes,
     deformable_crop,
     unstretched,
 )
-from harness.layers.exits import NEVER, point_thresholds, should_exit
 from harness.layers.frame_sampling import sample_frames
 from harness.layers.losses import every_step
-from harness.layers.resize import resize
 from harness.layers.running_max import RunningMaxClassifier
-from harness.official import Converted
-from harness.parity import ParityCase
-from harness.recognizer import Clips, EfficientRecognizer
-from harness.trace import Trace
 
 from mmaction.registry import MODELS
 
@@ -65,15 +60,13 @@ CARD = {
     "adapts": ["space", "time", "sample"],
     "fidelity": "A",
     "source": "https://github.com/LeapLabTHU/Uni-AdaFocus",
+    "authors": "adafocus.authors.uni",
     "summary": "Boxes of any size in the frames that matter; the policies learn from cropped features; early exits",
     "version": 1,
     "sizes": ["tiny", "paper"],
     "knobs": {"patch_size": "train", "exit": "test"},
     "settings": {},
 }
-
-SPATIAL = ("learned", "random", "centre")
-TEMPORAL = ("learned", "uniform")
 
 TINY_DEPARTURES = (
     "small networks, one classifier for all glance and one for all focus steps, without MLP (paper: MLPs of 4096, "
@@ -127,7 +120,7 @@ class _Plan:
 
 
 @MODELS.register_module()
-class UniAdaFocus(EfficientRecognizer):
+class UniAdaFocus(GlanceAndFocus):
     """Uni-AdaFocus on TSN-like networks, with its sample-wise exits at the points of the knob `exit`.
 
     Exit 0 lies behind the glance and before both policies; the others follow every `exit_every` focus frames.
@@ -138,33 +131,19 @@ class UniAdaFocus(EfficientRecognizer):
         glance_frames: T.
         group: Candidates per glance frame, M = T * group.
         patch_size: P in pixels.
-        smallest_box: Side of the smallest box in pixels; None for 3/7 of the frame, the paper's 96 of 224.
-        glance: Backbone that sees whole frames.
-        glance_side: Side in pixels at which it sees them; None for full resolution.
-        glance_resize: How frames get there, see `resize`.
-        focus: Backbone that sees the patches.
-        spatial: Boxes are `learned`; `random` and `centre` cut P x P pixels without policy network.
-        temporal: Focus frames by `learned` weights, or `uniform`.
-        deformable: Boxes have a learned height and width; else P x P pixels.
-        spatial_channels, temporal_channels: Width of the policies' hidden convolutions.
-        policies_centred: Start the spatial policy at the centre and the temporal one at equal weights.
+        networks: The authors' code resizes glances as `bilinear-corners`.
+        policies: See BoxesAndFrames.
         stop_gradient: The temporal policy and its loss train neither glance network nor glance head. The
-            ActivityNet code lets them; the code of the TSM and X3D versions does not (adafocus.md 8.3, 9).
+            ActivityNet code lets them; the code of the TSM and X3D versions does not
+            (docs/methods/uni-adafocus.md#losses, #on-tsm).
         pixel_gradient: Train the spatial policy through the patches' pixels too, as AdaFocus V2 does, each
             patch's gradient scaled down to the batch's median norm. Not in the paper; the tiny size needs it.
-        random_pass: Train the focus network on random patches too.
-        aux_losses: Classify single frames of both networks too.
-        size_weight: Weight of the prior that pulls boxes towards the whole frame (the code's `norm_ratio`).
-        draws: Random orders of the Monte-Carlo estimate, see `monte_carlo_logits`.
-        classifier_hidden, classifier_shared, dropout: See RunningMaxClassifier.
-        head_dropout: Dropout of the heads that classify single frames.
-        glance_loss: Loss of single glance frames per `frame` or on the `video`'s mean logits.
-        order: Order in which focus frames are processed, see `frame_order`.
-        exit_every: Focus frames between exits; larger ones cost less overhead. 0: no exits.
-        exit_score: See `exit_scores`; the code's two criteria are `logit` and `entropy`.
+        classifier: Of the glance steps and of the focus steps, one each, see StepClassifier.
+        heads: See FrameHeads.
+        exits: See Exits; the code's two criteria are `logit` and `entropy`.
 
-    Source: adafocus.md 8 (the code); the spatial policy is run once per step, the code runs it twice on the
-    same input, which moves its running statistics twice.
+    Source: docs/methods/uni-adafocus.md (the code); the spatial policy is run once per step, the code runs it
+    twice on the same input, which moves its running statistics twice.
     """
 
     def __init__(
@@ -175,73 +154,52 @@ class UniAdaFocus(EfficientRecognizer):
         glance_frames: int = 16,
         group: int = 3,
         patch_size: int = 128,
-        smallest_box: int | None = None,
-        glance: str = "mobilenet_v2",
-        glance_side: int | None = None,
-        glance_resize: str = "bilinear-corners",
-        focus: str = "resnet50",
-        spatial: str = "learned",
-        temporal: str = "learned",
-        deformable: bool = True,
-        spatial_channels: int = 128,
-        temporal_channels: int = 64,
-        policies_centred: bool = False,
+        networks: Networks = Networks(glance_resize="bilinear-corners"),
+        policies: BoxesAndFrames = BoxesAndFrames(),
         stop_gradient: bool = False,
         pixel_gradient: bool = False,
-        random_pass: bool = True,
-        aux_losses: bool = True,
-        size_weight: float = 1.0,
-        draws: int = 128,
-        classifier_hidden: int = 4096,
-        classifier_shared: bool = False,
-        dropout: float = 0.2,
-        head_dropout: float = 0.2,
-        glance_loss: str = "frame",
-        order: str | Sequence[int] = "temporal",
-        exit_every: int = 1,
-        exit_score: str = "softmax",
+        classifier: StepClassifier = StepClassifier(),
+        heads: FrameHeads = FrameHeads(),
+        exits: Exits = Exits(),
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, **kwargs)
-        for name, value, known in (("spatial", spatial, SPATIAL), ("temporal", temporal, TEMPORAL)):
-            if value not in known:
-                raise unknown(name, value, known)
-        check_patch_size(patch_size, self.resolution)
+        super().__init__(num_classes, patch_size=patch_size, networks=networks, **kwargs)
         if frames > glance_frames * group:
             raise UsageError(f"{frames} focus frames cannot be taken out of {glance_frames} x {group} candidates")
         self.frames, self.glance_frames, self.group = frames, glance_frames, group
         self.candidates = glance_frames * group
-        self.patch_size, self.deformable = patch_size, deformable
-        self.stretch = box_stretch(patch_size, smallest_box or self.resolution * 3 // 7, self.resolution)
-        self.spatial, self.temporal = spatial, temporal
-        self.stop_gradient, self.random_pass, self.aux_losses = stop_gradient, random_pass, aux_losses
-        self.size_weight, self.draws, self.pixel_gradient = size_weight, draws, pixel_gradient
-        self.glance_side, self.glance_resize = glance_side or self.resolution, glance_resize
-        self.glance_name, self.focus_name = glance, focus
-        self.glance_loss, self.exit_score = glance_loss, exit_score
-        self.register_buffer("order", torch.tensor(frame_order(order, frames)), persistent=False)
-        self.exit_ends = [*range(0, frames, exit_every), frames] if exit_every else []
+        self.policies, self.heads = policies, heads
+        self.stretch = policies.stretch(patch_size, self.resolution)
+        self.stop_gradient, self.pixel_gradient = stop_gradient, pixel_gradient
+        self.exit_score = exits.exit_score
+        self.register_buffer("order", torch.tensor(frame_order(exits.order, frames)), persistent=False)
+        self.exit_ends = [*range(0, frames, exits.exit_every), frames] if exits.exit_every else []
         self.exits = len(self.exit_ends)
 
-        self.glance = build_backbone(glance)
-        self.focus = build_backbone(focus)
-        if aux_losses or temporal == "learned":
-            self.glance_head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.glance.dim, num_classes))
-        if aux_losses:
-            self.focus_head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.focus.dim, num_classes))
-        if spatial == "learned":
-            side = -(-self.glance_side // self.glance.stride)
+        self.glance = build_backbone(networks.glance)
+        self.focus = build_backbone(networks.focus)
+        if heads.aux_losses or policies.temporal == "learned":
+            self.glance_head = self.frame_head(self.glance.dim, heads.head_dropout)
+        if heads.aux_losses:
+            self.focus_head = self.frame_head(self.focus.dim, heads.head_dropout)
+        if policies.spatial == "learned":
             self.spatial_policy = SpatialPolicy(
-                self.glance.dim, side, spatial_channels, outputs=4 if deformable else 2, centred=policies_centred
+                self.glance.dim,
+                self.map_side,
+                policies.spatial_channels,
+                outputs=policies.outputs,
+                centred=policies.policies_centred,
             )
-            size = max(1, patch_size * side // self.resolution)
+            size = max(1, patch_size * self.map_side // self.resolution)
             self.spatial_head = InterpolationHead(self.glance.dim, num_classes, size, self.stretch)
-        if temporal == "learned":
-            self.temporal_policy = TemporalPolicy(self.glance.dim, temporal_channels, centred=policies_centred)
-        common: dict[str, Any] = {"hidden": classifier_hidden, "shared": classifier_shared, "dropout": dropout}
-        self.glance_classifier = RunningMaxClassifier(self.glance.dim, num_classes, glance_frames, **common)
+        if policies.temporal == "learned":
+            self.temporal_policy = TemporalPolicy(
+                self.glance.dim, policies.temporal_channels, centred=policies.policies_centred
+            )
+        options = classifier.options()
+        self.glance_classifier = RunningMaxClassifier(self.glance.dim, num_classes, glance_frames, **options)
         self.classifier = RunningMaxClassifier(
-            self.focus.dim, num_classes, frames, context=self.glance_classifier.width, **common
+            self.focus.dim, num_classes, frames, context=self.glance_classifier.width, **options
         )
 
     # -- what it says of itself ------------------------------------------------------------------
@@ -249,15 +207,12 @@ class UniAdaFocus(EfficientRecognizer):
     @classmethod
     def settings_for(cls, size: str, resolution: int) -> dict[str, Any]:
         if size == "paper":
-            return {"patch_size": 128, "glance": "mobilenet_v2", "focus": "resnet50"}
+            return {"patch_size": 128, **FULL_SIZE}
         return {
             "frames": 8,
             "glance_frames": 8,
             "patch_size": resolution // 2,
-            "glance": "mbtiny",
-            "glance_side": resolution // 4,
-            "glance_resize": "area",
-            "focus": "restiny",
+            **tiny_networks(resolution),
             "smallest_box": resolution // 2,
             "spatial_channels": 16,
             "temporal_channels": 16,
@@ -272,8 +227,8 @@ class UniAdaFocus(EfficientRecognizer):
 
     def recipe(self, size: str) -> Sequence[Stage]:
         init = (
-            InitFrom(f"pretrained:{published(self.glance_name, 'tsm')}", into="glance"),
-            InitFrom(f"pretrained:{self.focus_name}", into="focus"),
+            InitFrom(f"pretrained:{published(self.networks.glance, 'tsm')}", into="glance"),
+            InitFrom(f"pretrained:{self.networks.focus}", into="focus"),
         )
         parts = dict(self.named_children())
         policies = tuple(name for name in ("spatial_policy", "temporal_policy") if name in parts)
@@ -311,19 +266,6 @@ class UniAdaFocus(EfficientRecognizer):
             raise UsageError(f"expected clips (B, {self.candidates}, 3, H, W), got {tuple(inputs.shape)}")
         return {"candidates": inputs, "glance": inputs[:, self.group // 2 :: self.group]}
 
-    @classmethod
-    def from_official(cls, content: Mapping[str, Any], **given: Any) -> Converted | None:
-        """Settings and state dict out of the authors' checkpoint; None for other methods' files.
-
-        `patch_size` stands in no tensor; it must be given where it is not 128. Source: adafocus.md 13.
-        """
-        return uni_official(content, given)
-
-    @classmethod
-    def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:
-        """Outputs for a recorded pair of the authors (harness.parity); None where it is not Uni-AdaFocus's."""
-        return uni_outputs(cls, case)
-
     # -- training --------------------------------------------------------------------------------
 
     def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
@@ -339,7 +281,7 @@ class UniAdaFocus(EfficientRecognizer):
         have weight 1. Without `pixel_gradient` none flows from the focus network to the policies: the spatial
         one learns from `loss_spatial` and `loss_size`, the temporal one from `loss_temporal`.
 
-        Source: adafocus.md 8.2, 8.3.
+        Source: docs/methods/uni-adafocus.md#spatial-policy, #losses.
         """
         batch = len(target_B)
         maps, vectors_BTD, peaks_BTH = self._look_around(clips["glance"], Trace(batch))
@@ -355,7 +297,7 @@ class UniAdaFocus(EfficientRecognizer):
         for name, focus_BND in zip(passes, focus_RBND, strict=True):
             steps = self.classifier.classify(self.classifier.accumulate(focus_BND), context_BE=peaks_BTH[:, -1])
             losses[f"loss_{name}"] = (1 - share) * every_step(steps, target_B) / len(passes)
-            if self.aux_losses:
+            if self.heads.aux_losses:
                 losses[f"loss_focus_{name}"] = every_step(self.focus_head(focus_BND), target_B) / len(passes)
         return losses | policy_losses
 
@@ -363,14 +305,15 @@ class UniAdaFocus(EfficientRecognizer):
         """Frame weights, and the losses of single glance frames and of the weights."""
         losses: dict[str, Tensor] = {}
         weights_BT = self._weights(vectors_BTD.detach() if self.stop_gradient else vectors_BTD)
-        if self.aux_losses or self.temporal == "learned":
+        if self.heads.aux_losses or self.policies.temporal == "learned":
             logits_BTC = self.glance_head(vectors_BTD)
-        if self.aux_losses:
-            mean = self.glance_loss == "video"
+        if self.heads.aux_losses:
+            mean = self.heads.glance_loss == "video"
             losses["loss_glance"] = every_step(logits_BTC.mean(1, keepdim=True) if mean else logits_BTC, target_B)
-        if self.temporal == "learned":
+        if self.policies.temporal == "learned":
             logits_BTC = (logits_BTC.detach() if self.stop_gradient else logits_BTC).to(weights_BT.dtype)
-            expected = monte_carlo_logits(logits_BTC, weights_BT, max(1, self.glance_frames // 3), draws=self.draws)
+            first, draws = max(1, self.glance_frames // 3), self.policies.draws
+            expected = monte_carlo_logits(logits_BTC, weights_BT, first, draws=draws)
             losses["loss_temporal"] = F.cross_entropy(expected, target_B)
         return weights_BT, losses
 
@@ -379,20 +322,20 @@ class UniAdaFocus(EfficientRecognizer):
     ) -> dict[str, Tensor]:
         """Actions (B, N, 4) of each pass of the focus network; the spatial policy's losses go into `losses`."""
         random_BN4 = self._unstretched(random_BN2)
-        if self.spatial == "random":
+        if self.policies.spatial == "random":
             return {"random": random_BN4}
-        if self.spatial == "centre":
+        if self.policies.spatial == "centre":
             return {"centre": self._unstretched(torch.full_like(random_BN2, 0.5))}
         actions_BT4 = self._actions(maps.detach())
         losses["loss_spatial"] = F.cross_entropy(self.spatial_head(maps, actions_BT4), target_B)
-        if self.deformable:
-            losses["loss_size"] = self.size_weight * size_prior(actions_BT4)
+        if self.policies.deformable:
+            losses["loss_size"] = self.policies.size_weight * size_prior(actions_BT4)
         learned = _pick(per_candidate(actions_BT4, self.candidates), indices_BN)
         if self.pixel_gradient:
             learned = clip_patch_gradients(learned.flatten(0, 1)).unflatten(0, indices_BN.shape)
         else:
             learned = learned.detach()
-        return {"learned": learned, "random": random_BN4} if self.random_pass else {"learned": learned}
+        return {"learned": learned, "random": random_BN4} if self.policies.random_pass else {"learned": learned}
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -468,9 +411,9 @@ class UniAdaFocus(EfficientRecognizer):
 
     def _look_around(self, glance: Tensor, trace: Trace, *, head: bool = False) -> _Glance:
         """The glance; with training-only parts also its steps' heads (`head`: exit 0 runs its own)."""
-        steps = self.glance_frames
-        with trace.event("glance", shape=(3, self.glance_side, self.glance_side), variant=self.glance_name, rows=steps):
-            x_N3HW = resize(self.normalise(glance.flatten(0, 1)), self.glance_side, self.glance_resize)
+        steps, side = self.glance_frames, self.glance_side
+        with trace.event("glance", shape=(3, side, side), variant=self.networks.glance, rows=steps):
+            x_N3HW = self.shrink(self.normalise(glance.flatten(0, 1)))
             maps = self.glance.features(x_N3HW).unflatten(0, glance.shape[:2])
             vectors = maps.mean((3, 4))
         with trace.event("classifier", variant="glance", shape=(self.glance_classifier.dim,), rows=steps):
@@ -500,20 +443,20 @@ class UniAdaFocus(EfficientRecognizer):
         maps = glance.maps_BTDHW
         videos = None if there is None else there.cpu().numpy()
         there_B = torch.arange(len(candidates), device=candidates.device) if there is None else there
-        if self.temporal == "learned":
+        if self.policies.temporal == "learned":
             with trace.event("temporal policy", shape=glance.vectors_BTD.shape[1:], videos=videos):
                 weights_BT = self._weights(glance.vectors_BTD)
         else:
             weights_BT = self._weights(glance.vectors_BTD)
         indices_BN = sample_frames(weights_BT, self.frames, self.candidates)[:, self.order]
-        if self.spatial == "learned":
+        if self.policies.spatial == "learned":
             with trace.event("spatial policy", shape=maps.shape[1:], videos=videos):
                 actions_BT4 = self._actions(maps)
             actions_BN4 = _pick(per_candidate(actions_BT4, self.candidates), indices_BN)
             if trace.training_parts:
                 with trace.event("spatial head", shape=maps.shape[1:], videos=videos, training_only=True):
                     self.spatial_head(maps, actions_BT4)
-        elif self.spatial == "centre":
+        elif self.policies.spatial == "centre":
             actions_BN4 = self._unstretched(torch.full((*indices_BN.shape, 2), 0.5, device=candidates.device))
         elif generator is not None:
             shape = (trace.videos, self.frames, 2)
@@ -529,13 +472,13 @@ class UniAdaFocus(EfficientRecognizer):
         """Boxes start .. end-1 of the videos still there: running maxima (B, end - start, H) and the plan after."""
         count: dict[str, Any] = {"videos": videos, "rows": end - start}
         indices, actions = plan.indices_BN[:, start:end], plan.actions_BN4[:, start:end]
-        with trace.event("focus", shape=(3, self.patch_size, self.patch_size), variant=self.focus_name, **count):
+        with trace.event("focus", shape=(3, self.patch_size, self.patch_size), variant=self.networks.focus, **count):
             x_N3HW = self.normalise(plan.frames(start, end)).flatten(0, 1)
             boxes = actions.flatten(0, 1).to(x_N3HW.dtype)
             focus_ND = self.focus(deformable_crop(x_N3HW, boxes, self.patch_size, self.stretch))
         with trace.event("classifier", variant="focus", shape=(self.classifier.dim,), **count):
             peaks = self.classifier.accumulate(focus_ND.unflatten(0, indices.shape), plan.peak_BH)
-        if trace.training_parts and self.aux_losses:
+        if trace.training_parts and self.heads.aux_losses:
             with trace.event("focus head", shape=focus_ND.shape[1:], training_only=True, **count):
                 self.focus_head(focus_ND)
         if trace.details:
@@ -556,14 +499,14 @@ class UniAdaFocus(EfficientRecognizer):
 
     def _weights(self, vectors_BTD: Tensor) -> Tensor:
         """Importance (B, T) of the glance frames."""
-        if self.temporal == "learned":
+        if self.policies.temporal == "learned":
             return self.temporal_policy(vectors_BTD)
         return vectors_BTD.new_full(vectors_BTD.shape[:2], 1 / self.glance_frames, dtype=torch.float32)
 
     def _actions(self, maps_BTDHW: Tensor) -> Tensor:
         """Boxes (B, T, 4) of the glance frames."""
         actions = self.spatial_policy(maps_BTDHW)
-        return actions if self.deformable else self._unstretched(actions)
+        return actions if self.policies.deformable else self._unstretched(actions)
 
     def _unstretched(self, places: Tensor) -> Tensor:
         """Boxes (..., 4) of P x P pixels at the places (..., 2)."""

@@ -11,30 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from adafocus.clip_nets import ClipNet
+from adafocus.glance_and_focus import GlanceAndFocus
 from adafocus.policy import scattered
-from adafocus.tsm_net import TwoHeadNet
+from adafocus.settings import BoxesAndFrames, Networks
 from adafocus.uni_policies import InterpolationHead, SpatialPolicy, TemporalPolicy, monte_carlo_logits, size_prior
-from adafocus.x3d_net import OverTimeNet
-from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
-from harness.errors import UsageError, unknown
+from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
+from harness.contract.exits import NEVER, Score, point_thresholds, should_exit
+from harness.contract.recognizer import Clips
+from harness.contract.trace import Trace
 from harness.layers.backbones import published
-from harness.layers.crop import box_stretch, check_patch_size, deformable_boxes, deformable_crop, unstretched
-from harness.layers.exits import NEVER, point_thresholds, should_exit
+from harness.layers.crop import deformable_boxes, deformable_crop, unstretched
 from harness.layers.frame_sampling import sample_frames
-from harness.layers.resize import resize
-from harness.recognizer import Clips, EfficientRecognizer
-from harness.trace import Trace
-
-SPATIAL = ("learned", "random", "centre")
-TEMPORAL = ("learned", "uniform")
-EXIT_HEADS = ("aux", "main")
 
 TINY_DEPARTURES = (
     "small networks, dropout 0.2 (paper: 0.5)",
@@ -50,7 +45,7 @@ TINY_DEPARTURES = (
 )
 
 
-class UniClip(EfficientRecognizer):
+class UniClip(GlanceAndFocus):
     """Uni-AdaFocus for networks over time; a subclass names the two networks.
 
     Exit 0 lies behind the glance and before both policies, exit 1 at the end.
@@ -61,17 +56,8 @@ class UniClip(EfficientRecognizer):
         focus_frames: N.
         group: Candidates per focus frame, M = N * group.
         patch_size: P in pixels.
-        smallest_box: Side of the smallest box in pixels; None for 3/7 of the frame, the paper's 96 of 224.
-        glance_side: Side in pixels at which the glance network sees whole frames; None for full resolution.
-        glance_resize: How frames get there, see `resize`.
-        spatial: The box is `learned`; `random` and `centre` cut P x P pixels without policy network.
-        temporal: Focus frames by `learned` weights, or `uniform`.
-        deformable: The box has a learned height and width; else P x P pixels.
-        spatial_channels, temporal_channels: Width of the policies' hidden convolutions.
-        policies_centred: Start the spatial policy at the centre and the temporal one at equal weights.
-        random_pass: Train the focus network on a random box too.
-        size_weight: Weight of the prior that pulls the box towards the whole frame (the code's `norm_ratio`).
-        draws: Random orders of the Monte-Carlo estimate, see `monte_carlo_logits`.
+        networks: See Networks; the subclass says what they are.
+        policies: See BoxesAndFrames; one box for the whole video.
         align_crops: Glance and candidate frames share the random crop in training. Off, as in the code: the
             authors crop both lists on their own, so in training the box is off by the crops' difference.
         sample_wise: With the exit behind the glance; off: no exits.
@@ -79,16 +65,8 @@ class UniClip(EfficientRecognizer):
             as in the code, or `main`, one half of the final sum. X3D's published exit costs count `main` alone.
         exit_score: See `exit_scores`; the code's confidence is `logit`.
 
-    Attributes:
-        joined_passes: In training the focus network sees learned and random patches as one batch, so that batch
-            norm takes statistics of both together, instead of in two calls.
-
-    Source: adafocus.md 9 and 10 (the code). Section 9 takes the focus network as section 7 has it, which calls
-    it separately for each set of patches; in the authors' X3D code it is one call on both, as on ActivityNet
-    (8.3).
+    Source: docs/methods/uni-adafocus.md#on-tsm, #on-x3d (the code).
     """
-
-    joined_passes = False
 
     def __init__(
         self,
@@ -98,60 +76,37 @@ class UniClip(EfficientRecognizer):
         focus_frames: int = 12,
         group: int = 3,
         patch_size: int = 128,
-        smallest_box: int | None = None,
-        glance_side: int | None = None,
-        glance_resize: str = "bilinear",
-        spatial: str = "learned",
-        temporal: str = "learned",
-        deformable: bool = True,
-        spatial_channels: int = 128,
-        temporal_channels: int = 64,
-        policies_centred: bool = False,
-        random_pass: bool = True,
-        size_weight: float = 0.5,
-        draws: int = 128,
+        networks: Networks = Networks(),
+        policies: BoxesAndFrames = BoxesAndFrames(size_weight=0.5),
         align_crops: bool = False,
         sample_wise: bool = True,
-        exit_head: str = "aux",
-        exit_score: str = "softmax",
+        exit_head: Literal["aux", "main"] = "aux",
+        exit_score: Score = "softmax",
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, **kwargs)
-        for name, value, known in (
-            ("spatial", spatial, SPATIAL),
-            ("temporal", temporal, TEMPORAL),
-            ("exit_head", exit_head, EXIT_HEADS),
-        ):
-            if value not in known:
-                raise unknown(name, value, known)
-        check_patch_size(patch_size, self.resolution)
+        super().__init__(num_classes, patch_size=patch_size, networks=networks, **kwargs)
         self.frames, self.focus_frames, self.candidates = frames, focus_frames, focus_frames * group
-        self.patch_size, self.deformable = patch_size, deformable
-        self.stretch = box_stretch(patch_size, smallest_box or self.resolution * 3 // 7, self.resolution)
-        self.glance_side, self.glance_resize = glance_side or self.resolution, glance_resize
-        self.spatial, self.temporal, self.random_pass = spatial, temporal, random_pass
-        self.spatial_channels, self.temporal_channels = spatial_channels, temporal_channels
-        self.policies_centred = policies_centred
-        self.size_weight, self.draws, self.align_crops = size_weight, draws, align_crops
+        self.policies, self.align_crops = policies, align_crops
+        self.stretch = policies.stretch(patch_size, self.resolution)
         self.exits, self.exit_head, self.exit_score = 2 * sample_wise, exit_head, exit_score
 
-    def _assemble(self, glance: TwoHeadNet | OverTimeNet, focus: TwoHeadNet | OverTimeNet) -> None:
+    def _assemble(self, glance: ClipNet, focus: ClipNet) -> None:
         """Take the two networks and build the policies for them; called once, by the subclass."""
         self.glance, self.focus = glance, focus
-        side = -(-self.glance_side // glance.stride)
-        if self.spatial == "learned":
+        policies, centred = self.policies, self.policies.policies_centred
+        if policies.spatial == "learned":
             self.spatial_policy = SpatialPolicy(
                 glance.dim,
-                side,
-                self.spatial_channels,
+                self.map_side,
+                policies.spatial_channels,
                 self.frames,
-                outputs=4 if self.deformable else 2,
-                centred=self.policies_centred,
+                outputs=policies.outputs,
+                centred=centred,
             )
-            cells = self._cells(self.patch_size * side / self.resolution)
+            cells = self._cells(self.patch_size * self.map_side / self.resolution)
             self.spatial_head = InterpolationHead(glance.dim, self.num_classes, cells, self.stretch)
-        if self.temporal == "learned":
-            self.temporal_policy = TemporalPolicy(glance.dim, self.temporal_channels, centred=self.policies_centred)
+        if policies.temporal == "learned":
+            self.temporal_policy = TemporalPolicy(glance.dim, policies.temporal_channels, centred=centred)
 
     def _cells(self, exact: float) -> int:
         """Side of the cropped glance map, out of the patch's exact share of it."""
@@ -199,18 +154,18 @@ class UniClip(EfficientRecognizer):
         weight 1. The sum's loss trains the two heads alone, each network learns from its auxiliary head, the
         temporal policy from `loss_temporal` alone, the spatial one from `loss_spatial` and `loss_size`.
 
-        Source: adafocus.md 9.
+        Source: docs/methods/uni-adafocus.md#on-tsm.
         """
         maps, vectors = self._look_around(clips["glance"])
         logits_BC = self.glance.logits(vectors, self.frames)
         frame_logits_BTC = self.glance.aux_logits(vectors, self.frames)
         losses = {"loss_glance": cross_entropy(frame_logits_BTC.mean(1), target_B)}
         weights_BT = self._weights(vectors.detach())
-        if self.temporal == "learned":
+        if self.policies.temporal == "learned":
             first = max(1, self.frames // 3)
             known = frame_logits_BTC.detach().to(weights_BT.dtype)
             losses["loss_temporal"] = cross_entropy(
-                monte_carlo_logits(known, weights_BT, first, draws=self.draws), target_B
+                monte_carlo_logits(known, weights_BT, first, draws=self.policies.draws), target_B
             )
         passes = self._training_boxes(maps.detach(), random_B2, target_B, losses)
         indices_BN = sample_frames(weights_BT, self.focus_frames, self.candidates, frame_noise_BN)
@@ -226,21 +181,23 @@ class UniClip(EfficientRecognizer):
         self, maps: Tensor, random_B2: Tensor, target_B: Tensor, losses: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Actions (B, 4) of each pass of the focus network; the spatial policy's losses go into `losses`."""
-        if self.spatial == "random":
+        if self.policies.spatial == "random":
             return {"random": self._unstretched(random_B2)}
-        if self.spatial == "centre":
+        if self.policies.spatial == "centre":
             return {"centre": self._unstretched(torch.full_like(random_B2, 0.5))}
         actions_B4 = self._box(maps)
         losses["loss_spatial"] = cross_entropy(self.spatial_head(self._over_time(maps), actions_B4[:, None]), target_B)
-        if self.deformable:
-            losses["loss_size"] = self.size_weight * size_prior(actions_B4)
+        if self.policies.deformable:
+            losses["loss_size"] = self.policies.size_weight * size_prior(actions_B4)
         learned = {"learned": actions_B4.detach()}
-        return learned | {"random": self._unstretched(random_B2)} if self.random_pass else learned
+        return learned | {"random": self._unstretched(random_B2)} if self.policies.random_pass else learned
 
     def _look_each_time(self, x_BN3HW: Tensor, boxes: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Vectors (B * N, D) of the same frames for each set of boxes (B, 4)."""
-        if not self.joined_passes:
-            return [self._look_closely(x_BN3HW, actions_B4) for actions_B4 in boxes]
+        """Vectors (B * N, D) of the same frames for each set of boxes (B, 4).
+
+        All go through the focus network as one batch, so batch norm takes statistics of learned and random ones
+        together, as the authors' code does.
+        """
         both = self._look_closely(x_BN3HW.repeat(len(boxes), 1, 1, 1, 1), torch.cat(list(boxes)))
         return both.chunk(len(boxes))
 
@@ -331,7 +288,7 @@ class UniClip(EfficientRecognizer):
 
     def _choose_frames(self, vectors: Tensor, trace: Trace, videos: np.ndarray | None) -> Tensor:
         """Indices (B, N) into the candidates."""
-        if self.temporal != "learned":
+        if self.policies.temporal != "learned":
             return sample_frames(self._weights(vectors), self.focus_frames, self.candidates)
         with trace.event("temporal policy", shape=(self.frames, self.glance.dim), videos=videos):
             weights_BT = self._weights(vectors)
@@ -346,7 +303,7 @@ class UniClip(EfficientRecognizer):
         generator: torch.Generator | None,
     ) -> Tensor:
         """Actions (B, 4)."""
-        if self.spatial == "learned":
+        if self.policies.spatial == "learned":
             count: dict[str, Any] = {"shape": (self.frames, *maps.shape[1:]), "videos": videos}
             with trace.event("spatial policy", **count):
                 actions_B4 = self._box(maps)
@@ -354,7 +311,7 @@ class UniClip(EfficientRecognizer):
                 with trace.event("spatial head", training_only=True, **count):
                     self.spatial_head(self._over_time(maps), actions_B4[:, None])
             return actions_B4
-        if self.spatial == "centre":
+        if self.policies.spatial == "centre":
             places = torch.full((len(candidates), 2), 0.5, device=candidates.device)
         elif generator is None:
             places = scattered(candidates[:, :1])[:, 0]
@@ -374,17 +331,17 @@ class UniClip(EfficientRecognizer):
         self, trace: Trace, name: str, videos: np.ndarray | None = None
     ) -> AbstractContextManager[None]:
         """The event of a network's backbone; a shifted one works frame by frame, one over time on the clip."""
-        net = self.get_submodule(name)
+        net: ClipNet = getattr(self, name)
         frames, side = (self.frames, self.glance_side) if name == "glance" else (self.focus_frames, self.patch_size)
-        if isinstance(net, OverTimeNet):
+        if net.over_time:
             return trace.event(name, shape=(frames, 3, side, side), variant=net.name, videos=videos)
-        return trace.event(name, shape=(3, side, side), variant=str(net.name), videos=videos, rows=frames)
+        return trace.event(name, shape=(3, side, side), variant=net.name, videos=videos, rows=frames)
 
     def _head_event(self, trace: Trace, name: str, *, aux: bool = False, **count: Any) -> AbstractContextManager[None]:
         """The event of a network's head, which works on frames or, X3D's own, once per clip."""
-        net: Any = self.get_submodule(name)
+        net: ClipNet = getattr(self, name)
         rows = self.frames if name == "glance" else self.focus_frames
-        if isinstance(net, OverTimeNet) and not aux:
+        if net.over_time and not aux:
             rows = 1
         return trace.event(f"{name} head", shape=(net.dim,), rows=rows, **count)
 
@@ -393,7 +350,7 @@ class UniClip(EfficientRecognizer):
     def _look_around(self, clip_BT3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B * T, D, h, w) and vectors (B * T, D) of the glance."""
         x_N3HW = self.normalise(clip_BT3HW.flatten(0, 1))
-        maps = self.glance.maps(resize(x_N3HW, self.glance_side, self.glance_resize), self.frames)
+        maps = self.glance.maps(self.shrink(x_N3HW), self.frames)
         return maps, self.glance.vectors(maps)
 
     def _look_closely(self, x_BN3HW: Tensor, actions_B4: Tensor) -> Tensor:
@@ -406,14 +363,14 @@ class UniClip(EfficientRecognizer):
     def _weights(self, vectors_ND: Tensor) -> Tensor:
         """Importance (B, T) of the glance frames."""
         vectors_BTD = vectors_ND.unflatten(0, (-1, self.frames))
-        if self.temporal == "learned":
+        if self.policies.temporal == "learned":
             return self.temporal_policy(vectors_BTD)
         return vectors_BTD.new_full(vectors_BTD.shape[:2], 1 / self.frames, dtype=torch.float32)
 
     def _box(self, maps_NDHW: Tensor) -> Tensor:
         """One action (B, 4) per video."""
         actions = self.spatial_policy(self._over_time(maps_NDHW))[:, 0]
-        return actions if self.deformable else self._unstretched(actions)
+        return actions if self.policies.deformable else self._unstretched(actions)
 
     def _over_time(self, maps_NDHW: Tensor) -> Tensor:
         return maps_NDHW.unflatten(0, (-1, self.frames))

@@ -30,7 +30,7 @@ class SpatialPolicy(nn.Module):
         outputs: 4, or 2 for boxes of a fixed size, (y, x).
         centred: Start at small weights, so near 0.5 in every output.
 
-    Source: adafocus.md 8.1, 9, 10.
+    Source: docs/methods/uni-adafocus.md#modules, #on-tsm, #on-x3d.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TemporalPolicy(nn.Module):
         channels: Of the hidden convolutions.
         centred: Start at small weights, so near 1 / T for every frame.
 
-    Source: adafocus.md 8.1.
+    Source: docs/methods/uni-adafocus.md#modules.
     """
 
     def __init__(self, dim: int, channels: int = 64, *, centred: bool = False) -> None:
@@ -112,7 +112,7 @@ class InterpolationHead(nn.Module):
         size: Side of the cropped map in cells.
         stretch: As for the pixels, see `deformable_crop`.
 
-    Source: adafocus.md 8.2 (the authors' `aux_fc`).
+    Source: docs/methods/uni-adafocus.md#spatial-policy (the authors' `aux_fc`).
     """
 
     def __init__(self, dim: int, num_classes: int, size: int, stretch: tuple[float, float]) -> None:
@@ -154,8 +154,8 @@ def monte_carlo_logits(
         frame_logits_BTC: Logits of each glance frame; detach them where only the weights are to learn.
         weights_BT: Importance, summing to 1 per video.
 
-    Source: adafocus.md 1.4. The authors draw anew for each i; here the first i frames of one order are
-    taken, which has the same expectation.
+    Source: docs/methods/building-blocks.md#monte-carlo-loss. The authors draw anew for each i; here the
+    first i frames of one order are taken, which has the same expectation.
     """
     weights = weights_BT.detach()
     scores_RBT = weights.clamp_min(1e-30).log() + gumbel_noise(weights.expand(draws, *weights.shape), generator)

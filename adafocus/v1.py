@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,24 +22,22 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn import functional as F
 
-from adafocus.parity.v1 import v1_outputs
+from adafocus.glance_and_focus import GlanceAndFocus
 from adafocus.policy import cell_places, grid_policy, scattered
-from adafocus.rewards import REWARDS, keep_rewards, patch_rewards
-from adafocus.v1_official import v1_official
-from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
+from adafocus.rewards import Reward, keep_rewards, patch_rewards
+from adafocus.settings import FULL_SIZE, Networks, PolicyWidths, tiny_networks
+from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
+from harness.contract.groups import settings
+from harness.contract.recognizer import Clips
+from harness.contract.trace import Trace
 from harness.errors import UsageError, unknown
 from harness.layers.backbones import build_backbone
-from harness.layers.crop import check_patch_size, crop_boxes, hard_crop
+from harness.layers.crop import crop_boxes, hard_crop
 from harness.layers.gumbel import decide
 from harness.layers.losses import every_step
 from harness.layers.ppo import discounted_returns, normalised, ppo_losses
 from harness.layers.precision import no_autocast
 from harness.layers.recurrent import RecurrentClassifier
-from harness.layers.resize import resize
-from harness.official import Converted
-from harness.parity import ParityCase
-from harness.recognizer import Clips, EfficientRecognizer
-from harness.trace import Trace
 
 from mmaction.registry import MODELS
 
@@ -52,6 +50,7 @@ CARD = {
     "adapts": ["space"],
     "fidelity": "A",
     "source": "https://github.com/blackfeather-wang/AdaFocus",
+    "authors": "adafocus.authors.v1",
     "summary": "A patch per frame, placed on a grid by a recurrent policy that learns by reinforcement (PPO)",
     "version": 1,
     "sizes": ["tiny", "paper"],
@@ -73,7 +72,30 @@ PHASES = ("glance", "focus", "random", "policy", "finetune", "skip")
 PATCHES = ("learned", "random", "centre")
 CPU_PATCHES = 16
 """Patches that go through the focus network together in evaluation on a CPU: one video's at the paper size."""
-_PLUS = ("skip", "skip_cost")
+
+
+@settings
+class Reinforced:
+    """Learning to place patches by reinforcement (PPO)."""
+
+    reward: Reward = "random"
+    """What a patch is worth, see `patch_rewards`."""
+    gamma: float = 0.7
+    """Discount of later rewards."""
+    entropy_weight: float = 0.01
+    """Of the bonus for an undecided policy."""
+    samples: int = 1
+    """Trajectories drawn per video and update (the authors' code: 1)."""
+
+
+@settings
+class Skipping:
+    """V1+: a second policy, which says whether a frame gets a patch."""
+
+    skip: bool = False
+    """Have it."""
+    skip_cost: float = 0.02
+    """What a patch costs, as a probability: it is worth keeping where it raises p by more."""
 
 
 @dataclass
@@ -86,7 +108,7 @@ class _State:
 
 
 @MODELS.register_module()
-class AdaFocusV1(EfficientRecognizer):
+class AdaFocusV1(GlanceAndFocus):
     """AdaFocus V1 and, with `skip`, V1+.
 
     Where code and paper disagree, the code is followed: stochastic gradient descent without Nesterov's
@@ -97,22 +119,15 @@ class AdaFocusV1(EfficientRecognizer):
         num_classes: C.
         frames: T.
         patch_size: P in pixels.
-        glance: Backbone that sees whole frames.
-        glance_side: Side in pixels at which it sees them; None for full resolution.
-        glance_resize: How frames get there, see `resize`.
-        focus: Backbone that sees the patches.
+        networks: See Networks.
         grid: Places per axis, from border to border.
-        policy_channels, policy_hidden: Width of the policy's 1x1 convolution, and of its linear layer and GRU.
+        policy: Width of the policy's 1x1 convolution, and of its linear layer and GRU.
         classifier_hidden, dropout: Of the GRU classifier.
         head_dropout: Dropout before `glance_head`; both heads serve only to train the backbones.
-        reward: What a patch is worth, see `patch_rewards`.
-        gamma: Discount of later rewards.
-        entropy_weight: Of the bonus for an undecided policy.
-        samples: Trajectories drawn per video and update (the authors' code: 1).
-        skip: Have the second policy (V1+).
-        skip_cost: What a patch costs, as a probability: it is worth keeping where it raises p by more.
+        learning: See Reinforced.
+        skipping: See Skipping.
 
-    Source: paper section 3 and appendix; adafocus.md 2 for what only the code says, 4 for V1+.
+    Source: docs/methods/adafocus-v1.md.
     """
 
     online = True
@@ -123,45 +138,33 @@ class AdaFocusV1(EfficientRecognizer):
         *,
         frames: int = 16,
         patch_size: int = 128,
-        glance: str = "mobilenet_v2",
-        glance_side: int | None = None,
-        glance_resize: str = "nearest",
-        focus: str = "resnet50",
+        networks: Networks = Networks(glance_resize="nearest"),
         grid: int = 7,
-        policy_channels: int = 32,
-        policy_hidden: int = 1024,
+        policy: PolicyWidths = PolicyWidths(policy_channels=32),
         classifier_hidden: int = 1024,
         dropout: float = 0.8,
         head_dropout: float = 0.2,
-        reward: str = "random",
-        gamma: float = 0.7,
-        entropy_weight: float = 0.01,
-        samples: int = 1,
-        skip: bool = False,
-        skip_cost: float = 0.02,
+        learning: Reinforced = Reinforced(),
+        skipping: Skipping = Skipping(),
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, **kwargs)
-        if reward not in REWARDS:
-            raise unknown("reward", reward, REWARDS)
-        check_patch_size(patch_size, self.resolution)
-        if grid < 2 or samples < 1:
-            raise UsageError(f"grid must be at least 2 and samples at least 1, not {grid} and {samples}")
-        values = locals()
-        self.given = {name: values[name] for name in _defaults()}
-        self.frames, self.patch_size, self.grid = frames, patch_size, grid
-        self.glance_side, self.glance_resize = glance_side or self.resolution, glance_resize
-        self.glance_name, self.focus_name = glance, focus
-        self.reward, self.gamma, self.entropy_weight, self.samples = reward, gamma, entropy_weight, samples
-        self.skip_cost = skip_cost
+        super().__init__(num_classes, patch_size=patch_size, networks=networks, **kwargs)
+        if grid < 2 or learning.samples < 1:
+            raise UsageError(f"grid must be at least 2 and samples at least 1, not {grid} and {learning.samples}")
+        self.frames, self.grid, self.learning, self.skipping = frames, grid, learning, skipping
+        self.given: dict[str, Any] = {
+            "frames": frames, "patch_size": patch_size, "grid": grid, "head_dropout": head_dropout,
+            "classifier_hidden": classifier_hidden, "dropout": dropout,
+            **{name: value for group in (networks, policy, learning) for name, value in asdict(group).items()},
+        }
 
-        self.glance = build_backbone(glance)
-        self.focus = build_backbone(focus)
-        self.glance_head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.glance.dim, num_classes))
+        self.glance = build_backbone(networks.glance)
+        self.focus = build_backbone(networks.focus)
+        self.glance_head = self.frame_head(self.glance.dim, head_dropout)
         self.focus_head = nn.Linear(self.focus.dim, num_classes)
-        side = -(-self.glance_side // self.glance.stride)
-        self.policy = grid_policy(self.glance.dim, side, policy_channels, policy_hidden, grid * grid)
-        self.skip_policy = grid_policy(self.glance.dim, side, policy_channels, policy_hidden, 2) if skip else None
+        sizes = self.glance.dim, self.map_side, policy.policy_channels, policy.policy_hidden
+        self.policy = grid_policy(*sizes, grid * grid)
+        self.skip_policy = grid_policy(*sizes, 2) if skipping.skip else None
         dim = self.glance.dim + self.focus.dim
         self.classifier = RecurrentClassifier(dim, num_classes, hidden=classifier_hidden, dropout=dropout)
 
@@ -170,14 +173,11 @@ class AdaFocusV1(EfficientRecognizer):
     @classmethod
     def settings_for(cls, size: str, resolution: int) -> dict[str, Any]:
         if size == "paper":
-            return {"frames": 16, "patch_size": 128, "glance": "mobilenet_v2", "focus": "resnet50"}
+            return {"frames": 16, "patch_size": 128, **FULL_SIZE}
         return {
             "frames": 8,
             "patch_size": resolution // 2,
-            "glance": "mbtiny",
-            "glance_side": resolution // 4,
-            "glance_resize": "area",
-            "focus": "restiny",
+            **tiny_networks(resolution),
             "policy_channels": 16,
             "policy_hidden": 64,
             "classifier_hidden": 128,
@@ -196,8 +196,8 @@ class AdaFocusV1(EfficientRecognizer):
             if paper:
                 return [Stage("skip", **phase, **_paper_schedules()["policy"] | {"epochs": 10})]
             return [tiny_stage("skip", **phase, **_tiny_schedules()["policy"] | {"epochs": 10})]
-        glance = InitFrom(f"pretrained:{self.glance_name}", into="glance")
-        focus = InitFrom(f"pretrained:{self.focus_name}", into="focus")
+        glance = InitFrom(f"pretrained:{self.networks.glance}", into="glance")
+        focus = InitFrom(f"pretrained:{self.networks.focus}", into="focus")
         parts: dict[str, dict[str, Any]] = {
             "glance": {"trained": ("glance", "glance_head"), "init": (glance,)},
             "focus": {"trained": ("focus", "focus_head"), "init": (focus,)},
@@ -215,7 +215,7 @@ class AdaFocusV1(EfficientRecognizer):
     def _from_v1(self, size: str) -> tuple[InitFrom, ...]:
         """V1's artifact, trained with what of our settings is not V1's default at this size."""
         usual = _defaults() | self.settings_for(size, self.resolution)
-        changed = {n: v for n, v in self.given.items() if n not in _PLUS and v != usual[n]}
+        changed = {name: value for name, value in self.given.items() if value != usual[name]}
         parts = ("glance", "glance_head", "focus", "focus_head", "policy", "classifier")
         return tuple(InitFrom("method:adafocus-v1", part, part, changed) for part in parts)
 
@@ -226,19 +226,6 @@ class AdaFocusV1(EfficientRecognizer):
         """The default; and the same weights with patches that need no policy."""
         return [OperatingPoint("full"), *(OperatingPoint(f"patches={p}", {"patches": p}) for p in PATCHES[1:])]
 
-    @classmethod
-    def from_official(cls, content: Mapping[str, Any], **given: Any) -> Converted | None:
-        """Settings and state dict out of the authors' checkpoint; None for other methods' files.
-
-        `patch_size` and `frames` stand in no tensor; they must be given where they are not 128 and 16.
-        """
-        return v1_official(content, given)
-
-    @classmethod
-    def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:
-        """Outputs for a recorded pair of the authors (harness.parity); None where it is not V1's."""
-        return v1_outputs(cls, case)
-
     # -- training --------------------------------------------------------------------------------
 
     def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
@@ -247,18 +234,18 @@ class AdaFocusV1(EfficientRecognizer):
         Glance and focus: cross entropy on the mean of whole frames' logits. Random and finetune: cross
         entropy at every step, with random patches or the policy's. Policy and skip: PPO.
 
-        Source: adafocus.md 2.3, 2.4; 4 for skip.
+        Source: docs/methods/adafocus-v1.md#losses, #training, #v1-plus for skip.
         """
         phase = "random" if self.stage is None else self.stage.settings.get("phase", "random")
         x_BT3HW, target_B = self.normalise(self.as_clips(inputs)["frames"]), self.labels(data_samples)
         if phase == "glance":
-            logits = self.glance_head(self.glance(self._shrink(x_BT3HW.flatten(0, 1))))
+            logits = self.glance_head(self.glance(self.shrink(x_BT3HW.flatten(0, 1))))
             return {"loss_glance": F.cross_entropy(logits.unflatten(0, x_BT3HW.shape[:2]).mean(1), target_B)}
         if phase == "focus":
             logits = self.focus_head(self.focus(x_BT3HW.flatten(0, 1)))
             return {"loss_focus": F.cross_entropy(logits.unflatten(0, x_BT3HW.shape[:2]).mean(1), target_B)}
         with torch.no_grad():
-            maps_BTDHW = self.glance.features(self._shrink(x_BT3HW.flatten(0, 1))).unflatten(0, x_BT3HW.shape[:2])
+            maps_BTDHW = self.glance.features(self.shrink(x_BT3HW.flatten(0, 1))).unflatten(0, x_BT3HW.shape[:2])
         glance_BTD = maps_BTDHW.mean((3, 4))
         if phase == "policy":
             return self._policy_losses(x_BT3HW, maps_BTDHW, glance_BTD, target_B)
@@ -279,13 +266,14 @@ class AdaFocusV1(EfficientRecognizer):
         """PPO on sampled cells. A batch gets one update, so the policy that acts is the one that is trained."""
         out_BTA, value_BT, _ = self.policy(maps_BTDHW)
         acts = Categorical(logits=out_BTA)
-        cells_SBT = acts.sample(torch.Size((self.samples,)))
+        cells_SBT = acts.sample(torch.Size((self.learning.samples,)))
         with torch.no_grad(), no_autocast(x_BT3HW):
-            random_BTD = self._look(x_BT3HW, self._anywhere(x_BT3HW)) if self.reward == "random" else None
+            random_BTD = self._look(x_BT3HW, self._anywhere(x_BT3HW)) if self.learning.reward == "random" else None
             rewards = []
             for cells_BT in cells_SBT:
                 focus_BTD = self._look(x_BT3HW, cell_places(cells_BT, self.grid))
-                rewards.append(patch_rewards(self.reward, self.classifier, glance_BTD, focus_BTD, random_BTD, target_B))
+                features = glance_BTD, focus_BTD, random_BTD
+                rewards.append(patch_rewards(self.learning.reward, self.classifier, *features, target_B))
         return self._ppo(acts, cells_SBT, value_BT, torch.stack(rewards))
 
     def _skip_losses(
@@ -295,11 +283,11 @@ class AdaFocusV1(EfficientRecognizer):
         assert self.skip_policy is not None
         out_BT2, value_BT, _ = self.skip_policy(maps_BTDHW)
         acts = Categorical(logits=out_BT2)
-        keep_SBT = acts.sample(torch.Size((self.samples,)))
+        keep_SBT = acts.sample(torch.Size((self.learning.samples,)))
         with torch.no_grad(), no_autocast(x_BT3HW):
             focus_BTD = self._look(x_BT3HW, cell_places(self.policy.act(maps_BTDHW)[0].argmax(-1), self.grid))
             rewards = [
-                keep_rewards(self.classifier, glance_BTD, focus_BTD, keep_BT, self.skip_cost, target_B)
+                keep_rewards(self.classifier, glance_BTD, focus_BTD, keep_BT, self.skipping.skip_cost, target_B)
                 for keep_BT in keep_SBT
             ]
         losses = self._ppo(acts, keep_SBT, value_BT, torch.stack(rewards))
@@ -307,7 +295,7 @@ class AdaFocusV1(EfficientRecognizer):
 
     def _ppo(self, acts: Categorical, taken_SBT: Tensor, value_BT: Tensor, rewards_SBT: Tensor) -> dict[str, Tensor]:
         """Losses of S trajectories; the returns are normalised over all of them and all steps together."""
-        returns_TSB = normalised(discounted_returns(rewards_SBT.permute(2, 0, 1), self.gamma))
+        returns_TSB = normalised(discounted_returns(rewards_SBT.permute(2, 0, 1), self.learning.gamma))
         log_probs_SBT = acts.log_prob(taken_SBT)
         losses = ppo_losses(
             log_probs_SBT,
@@ -315,7 +303,7 @@ class AdaFocusV1(EfficientRecognizer):
             value_BT.expand_as(rewards_SBT),
             returns_TSB.permute(1, 2, 0),
             acts.entropy(),
-            entropy_weight=self.entropy_weight,
+            entropy_weight=self.learning.entropy_weight,
         )
         return losses | {"reward": rewards_SBT.mean()}
 
@@ -337,10 +325,6 @@ class AdaFocusV1(EfficientRecognizer):
     def _anywhere(x_BT3HW: Tensor) -> Tensor:
         """Random places (B, T, 2)."""
         return torch.rand(*x_BT3HW.shape[:2], 2, device=x_BT3HW.device)
-
-    def _shrink(self, x_N3HW: Tensor) -> Tensor:
-        """Frames as the glance network sees them."""
-        return resize(x_N3HW, self.glance_side, self.glance_resize)
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -372,15 +356,15 @@ class AdaFocusV1(EfficientRecognizer):
     ) -> tuple[Tensor, _State]:
         """All of `frames` (B, t, 3, H, W) after those that `state` knows; logits (B, C) and the state afterwards."""
         steps = frames.shape[1]
-        with trace.event("glance", shape=(3, *2 * (self.glance_side,)), variant=self.glance_name, rows=steps):
+        with trace.event("glance", shape=(3, *2 * (self.glance_side,)), variant=self.networks.glance, rows=steps):
             x_N3HW = self.normalise(frames.flatten(0, 1))
-            maps = self.glance.features(self._shrink(x_N3HW))
+            maps = self.glance.features(self.shrink(x_N3HW))
             glance_BTD = maps.mean((2, 3)).unflatten(0, frames.shape[:2])
         maps_BTDHW = maps.unflatten(0, frames.shape[:2])
         actions_BT2, policy_state = self._places(frames, maps_BTDHW, state, point, trace, generator)
         keep_BT, skip_state = self._kept(maps_BTDHW, state, trace, generator)
         if keep_BT is None:
-            with trace.event("focus", shape=(3, *2 * (self.patch_size,)), variant=self.focus_name, rows=steps):
+            with trace.event("focus", shape=(3, *2 * (self.patch_size,)), variant=self.networks.focus, rows=steps):
                 focus_BTD = self._look(x_N3HW.unflatten(0, frames.shape[:2]), actions_BT2)
         else:
             focus_BTD = self._look_at_kept(x_N3HW, actions_BT2, keep_BT, trace)
@@ -439,7 +423,7 @@ class AdaFocusV1(EfficientRecognizer):
         kept = keep_BT.flatten().nonzero()[:, 0]
         focus_ND = torch.zeros(len(x_N3HW), self.focus.dim, device=x_N3HW.device, dtype=x_N3HW.dtype)
         videos = (kept // keep_BT.shape[1]).cpu().numpy()
-        with trace.event("focus", shape=(3, *2 * (self.patch_size,)), variant=self.focus_name, videos=videos):
+        with trace.event("focus", shape=(3, *2 * (self.patch_size,)), variant=self.networks.focus, videos=videos):
             if len(kept):
                 patches = hard_crop(x_N3HW[kept], actions_BT2.flatten(0, 1)[kept], self.patch_size)
                 focus_ND[kept] = self._focused(patches).to(focus_ND.dtype)
@@ -456,7 +440,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def _paper_schedules() -> dict[str, dict[str, Any]]:
-    """The ActivityNet command (adafocus.md 2.4)."""
+    """The ActivityNet command (docs/methods/adafocus-v1.md#training)."""
     descent = {"batch_size": 64, "weight_decay": 1e-4}
     return {
         "glance": {"epochs": 15, "lr": 0.01, **descent},

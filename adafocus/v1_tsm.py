@@ -12,41 +12,25 @@ R places drawn per video.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 from torch.nn.functional import cross_entropy
 
-from adafocus.official import (
-    V1_POLICY,
-    check_v1_stage,
-    converted,
-    family_state,
-    mobilenet,
-    place,
-    resnet,
-    substitute,
-    under,
-)
-from adafocus.parity.v1_tsm import v1_tsm_outputs
+from adafocus.clip_nets import ShiftedNet, stacked
+from adafocus.glance_and_focus import GlanceAndFocus
 from adafocus.policy import gaussian_policy, scattered
-from adafocus.tsm_net import ShiftedNet, stacked
-from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
+from adafocus.settings import FULL_SIZE, Networks, PolicyWidths, tiny_networks
+from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
+from harness.contract.recognizer import Clips
+from harness.contract.trace import Trace
 from harness.errors import UsageError, unknown
 from harness.layers.backbones import published
-from harness.layers.batch_norm import batch_statistics
-from harness.layers.crop import check_patch_size, crop_boxes, hard_crop
+from harness.layers.crop import crop_boxes, hard_crop
 from harness.layers.ppo import normalised, ppo_losses
 from harness.layers.precision import no_autocast
-from harness.layers.resize import resize
-from harness.official import Converted
-from harness.parity import ParityCase
-from harness.recognizer import Clips, EfficientRecognizer
-from harness.trace import Trace
 
 from mmaction.registry import MODELS
 
@@ -59,6 +43,7 @@ CARD = {
     "adapts": ["space"],
     "fidelity": "A",
     "source": "https://github.com/blackfeather-wang/AdaFocus",
+    "authors": "adafocus.authors.v1_tsm",
     "summary": "Networks with temporal shift; one patch place per video, learnt by reinforcement (PPO)",
     "version": 1,
     "sizes": ["tiny", "paper"],
@@ -68,48 +53,39 @@ CARD = {
 
 PHASES = ("glance", "focus", "random", "policy", "finetune")
 PATCHES = ("learned", "random", "centre")
-STATISTICS = ("running", "batch")
 
 TINY_DEPARTURES = (
     "small networks, 8 focus frames (paper: 12)",
     "AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD)",
 )
-RUNNING = "the policy's batch norms use running statistics at test and in `finetune` (authors: always the batch's own)"
 TINY_POLICY_DEPARTURES = (
-    RUNNING,
     "two places drawn per video and update (paper: one)",
     "learning rate 3e-3 (paper: 3e-4)",
 )
 
 
 @MODELS.register_module()
-class AdaFocusV1TSM(EfficientRecognizer):
+class AdaFocusV1TSM(GlanceAndFocus):
     """AdaFocus V1 on TSM.
 
     The authors' released optimizer leaves all but the focus network's first convolution at learning rate 0 in
-    the stages `random` and `finetune` (adafocus.md 14.1). The recipes here train what was meant.
+    the stages `random` and `finetune` (docs/methods/adafocus-v1.md#learning-rates). The recipes here train
+    what was meant.
 
     Args:
         num_classes: C.
         frames: T, frames glanced at.
         focus_frames: S, frames looked at closely, sampled on their own.
         patch_size: P in pixels.
-        glance: Backbone that sees whole frames.
-        glance_side: Side in pixels at which it sees them; None for full resolution.
-        glance_resize: How frames get there, see `resize`.
-        focus: Backbone that sees the patches.
-        policy_channels, policy_hidden: See gaussian_policy.
+        networks: See Networks.
+        policy: Width of the policy's 1x1 convolution, and of its linear layer and GRU, see gaussian_policy.
         action_std: Standard deviation of the places drawn in training. A place outside [0, 1] is moved to
             the border, and its probability taken there, as in the code.
         samples: R, places drawn per video and update.
-        policy_statistics: What the policy's batch norms use at test and in the stage `finetune`. `running`: what
-            training collected, so that videos do not influence each other; `batch`: the batch's own, which the
-            authors' code does because switching to evaluation does not reach their policy. It needs two videos
-            at least.
         dropout: Before the heads.
         align_crops: Glance and focus frames share the random crop in training. Off, as in the code.
 
-    Source: paper section 4.3 and appendix; adafocus.md 3 for what only the code says.
+    Source: docs/methods/adafocus-v1.md#on-tsm for what only the code says.
     """
 
     def __init__(
@@ -119,47 +95,34 @@ class AdaFocusV1TSM(EfficientRecognizer):
         frames: int = 8,
         focus_frames: int = 12,
         patch_size: int = 144,
-        glance: str = "mobilenet_v2",
-        glance_side: int | None = None,
-        glance_resize: str = "bilinear",
-        focus: str = "resnet50",
-        policy_channels: int = 64,
-        policy_hidden: int = 1024,
+        networks: Networks = Networks(),
+        policy: PolicyWidths = PolicyWidths(policy_channels=64),
         action_std: float = 0.25,
         samples: int = 1,
-        policy_statistics: str = "running",
         dropout: float = 0.5,
         align_crops: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, **kwargs)
-        check_patch_size(patch_size, self.resolution)
+        super().__init__(num_classes, patch_size=patch_size, networks=networks, **kwargs)
         if samples < 1 or action_std <= 0:
             raise UsageError(f"samples must be at least 1 and action_std positive, not {samples} and {action_std}")
-        if policy_statistics not in STATISTICS:
-            raise unknown("policy_statistics", policy_statistics, STATISTICS)
-        self.frames, self.focus_frames, self.patch_size = frames, focus_frames, patch_size
-        self.glance_side, self.glance_resize = glance_side or self.resolution, glance_resize
-        self.action_std, self.samples, self.policy_statistics = action_std, samples, policy_statistics
-        self.align_crops = align_crops
-        self.glance = ShiftedNet(glance, num_classes, dropout=dropout)
-        self.focus = ShiftedNet(focus, num_classes, dropout=dropout)
-        side = -(-self.glance_side // self.glance.stride)
-        self.policy = gaussian_policy(frames * self.glance.dim, side, policy_channels, policy_hidden)
+        self.frames, self.focus_frames = frames, focus_frames
+        self.action_std, self.samples, self.align_crops = action_std, samples, align_crops
+        self.glance = ShiftedNet(networks.glance, num_classes, dropout=dropout)
+        self.focus = ShiftedNet(networks.focus, num_classes, dropout=dropout)
+        widths = policy.policy_channels, policy.policy_hidden
+        self.policy = gaussian_policy(frames * self.glance.dim, self.map_side, *widths)
 
     # -- what it says of itself ------------------------------------------------------------------
 
     @classmethod
     def settings_for(cls, size: str, resolution: int) -> dict[str, Any]:
         if size == "paper":
-            return {"patch_size": 144, "glance": "mobilenet_v2", "focus": "resnet50"}
+            return {"patch_size": 144, **FULL_SIZE}
         return {
             "focus_frames": 8,
             "patch_size": resolution * 5 // 8,
-            "glance": "mbtiny",
-            "glance_side": resolution // 4,
-            "glance_resize": "area",
-            "focus": "restiny",
+            **tiny_networks(resolution),
             "policy_channels": 16,
             "policy_hidden": 64,
             "samples": 2,
@@ -201,49 +164,6 @@ class AdaFocusV1TSM(EfficientRecognizer):
         """The default; and the same weights with a patch that needs no policy."""
         return [OperatingPoint("full"), *(OperatingPoint(f"patches={p}", {"patches": p}) for p in PATCHES[1:])]
 
-    @classmethod
-    def from_official(cls, content: Mapping[str, Any], **given: Any) -> Converted | None:
-        """Settings and state dict out of the authors' checkpoint; None for other methods' files.
-
-        `patch_size` and `focus_frames` stand in no tensor; they must be given where they are not 144 and 12.
-
-        Raises:
-            CheckpointError: The file is of an earlier stage and has no policy.
-
-        Source: adafocus.md 13.
-        """
-        check_v1_stage(content)
-        state = family_state(content)
-        shifted = any(name.startswith("focuser.net.base_model.") for name in state)
-        if not shifted or "fc.weight" not in state or "policy.gru.weight_ih_l0" not in state:
-            return None
-        placed = place(
-            state,
-            [
-                ("glancer.net.classifier.", under("glance.head.")),
-                ("glancer.net.", mobilenet("glance.backbone.", state, "glancer.net.")),
-                ("focuser.net.base_model.", resnet("focus.backbone.")),
-                ("fc.", under("focus.head.")),
-                ("policy.", substitute(V1_POLICY, r"policy.\1\2\3.")),
-            ],
-        )
-        convolution, head = placed.state["policy.encoder.0.weight"], placed.state["glance.head.weight"]
-        told = {
-            "num_classes": head.shape[0],
-            "frames": convolution.shape[1] // head.shape[1],
-            "glance": "mobilenet_v2",
-            "focus": "resnet50",
-            "policy_channels": convolution.shape[0],
-            "policy_hidden": placed.state["policy.gru.weight_hh_l0"].shape[1],
-        }
-        assumed = {"focus_frames": 12, "patch_size": 144}
-        return converted("adafocus-v1-tsm", placed, told=told, assumed=assumed, given=given)
-
-    @classmethod
-    def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:
-        """Outputs for a recorded pair of the authors (harness.parity); None where it is not V1-TSM's."""
-        return v1_tsm_outputs(cls, case)
-
     # -- training --------------------------------------------------------------------------------
 
     def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
@@ -252,7 +172,7 @@ class AdaFocusV1TSM(EfficientRecognizer):
         Glance and focus: cross entropy of one network on whole frames. Random and finetune: cross entropy of
         both networks' sum, with a random place per video or the policy's. Policy: PPO.
 
-        Source: adafocus.md 3.
+        Source: docs/methods/adafocus-v1.md#on-tsm.
         """
         phase, clips, target_B = _phase(self.stage), self.as_clips(inputs), self.labels(data_samples)
         if phase not in PHASES:
@@ -313,16 +233,12 @@ class AdaFocusV1TSM(EfficientRecognizer):
 
     def _glance(self, x_N3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Feature maps (N, D, h, w) and logits (B, C) of the glance network."""
-        maps = self.glance.maps(resize(x_N3HW, self.glance_side, self.glance_resize), self.frames)
+        maps = self.glance.maps(self.shrink(x_N3HW), self.frames)
         return maps, self.glance.logits(self.glance.vectors(maps), self.frames)
 
     def _mean_place(self, stacked_BEHW: Tensor) -> Tensor:
-        """The Gaussian's mean (B, 2), by the statistics that `policy_statistics` says."""
-        own = self.policy_statistics == "batch"
-        if own and len(stacked_BEHW) < 2:
-            raise UsageError("policy_statistics 'batch' needs at least two videos in a batch")
-        with batch_statistics(self.policy) if own else nullcontext():
-            return torch.sigmoid(self.policy.act(stacked_BEHW[:, None])[0][:, 0])
+        """The Gaussian's mean (B, 2)."""
+        return torch.sigmoid(self.policy.act(stacked_BEHW[:, None])[0][:, 0])
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -376,7 +292,10 @@ def _phase(stage: Stage | None) -> str:
 
 
 def _paper_schedules() -> dict[str, dict[str, Any]]:
-    """The Something-Something commands with the learning rates that were meant (adafocus.md 3, 14.1)."""
+    """The Something-Something commands with the learning rates that were meant.
+
+    Source: docs/methods/adafocus-v1.md#on-tsm, #learning-rates.
+    """
     tsm: dict[str, Any] = {"epochs": 50, "batch_size": 64, "lr": 0.01, "weight_decay": 5e-4, "clip_grad": 20.0}
     tsm |= {"schedule": "step", "milestones": (20, 40)}
     backbone = (ParamGroup(("focus.backbone",), lr_mult=1e-3),)
@@ -390,9 +309,8 @@ def _paper_schedules() -> dict[str, dict[str, Any]]:
             "lr": 3e-4,
             "optimizer": "Adam",
             "schedule": "constant",
-            "departures": (RUNNING,),
         },
-        "finetune": {"epochs": 10, "batch_size": 32, "lr": 5e-4, "weight_decay": 1e-4, "departures": (RUNNING,)},
+        "finetune": {"epochs": 10, "batch_size": 32, "lr": 5e-4, "weight_decay": 1e-4},
     }
 
 
@@ -410,5 +328,5 @@ def _tiny_schedules() -> dict[str, dict[str, Any]]:
             "schedule": "constant",
             "departures": TINY_POLICY_DEPARTURES,
         },
-        "finetune": {"epochs": 2, "lr": 1e-3, "departures": (*TINY_DEPARTURES, RUNNING)},
+        "finetune": {"epochs": 2, "lr": 1e-3, "departures": TINY_DEPARTURES},
     }

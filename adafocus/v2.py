@@ -16,25 +16,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from adafocus.official import converted, family_state, mobilenet, place, resnet, substitute, under
+from adafocus.glance_and_focus import GlanceAndFocus
 from adafocus.order import frame_order
-from adafocus.parity.v2 import v2_outputs
 from adafocus.policy import PatchPolicy, scattered
-from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
-from harness.errors import UsageError, unknown
+from adafocus.settings import (
+    FULL_SIZE,
+    Exits,
+    FrameHeads,
+    Networks,
+    PatchLearning,
+    Placed,
+    PolicyWidths,
+    StepClassifier,
+    tiny_networks,
+)
+from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
+from harness.contract.exits import NEVER, point_thresholds, should_exit
+from harness.contract.recognizer import Clips
+from harness.contract.trace import Trace
 from harness.layers.backbones import build_backbone, published
-from harness.layers.crop import check_patch_size, clip_patch_gradients, crop, crop_boxes
-from harness.layers.exits import NEVER, point_thresholds, should_exit
+from harness.layers.crop import clip_patch_gradients, crop, crop_boxes
 from harness.layers.losses import every_step
-from harness.layers.resize import resize
 from harness.layers.running_max import RunningMaxClassifier
-from harness.official import Converted
-from harness.parity import ParityCase
-from harness.recognizer import Clips, EfficientRecognizer
-from harness.trace import Trace
 
 from mmaction.registry import MODELS
 
@@ -47,6 +53,7 @@ CARD = {
     "adapts": ["space", "sample"],
     "fidelity": "A",
     "source": "https://github.com/LeapLabTHU/AdaFocusV2",
+    "authors": "adafocus.authors.v2",
     "summary": "A patch per frame, placed by a recurrent policy that learns through bilinear sampling; early exits",
     "version": 1,
     "sizes": ["tiny", "paper"],
@@ -72,8 +79,6 @@ CARD = {
     },
 }
 
-POLICIES = ("learned", "random", "centre")
-
 TINY_DEPARTURES = (
     "small networks, one classifier shared by all steps and without MLP (paper: MLP of 4096, one per step)",
     "AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD, cosine, no clipping)",
@@ -98,33 +103,22 @@ class _Memory:
 
 
 @MODELS.register_module()
-class AdaFocusV2(EfficientRecognizer):
+class AdaFocusV2(GlanceAndFocus):
     """AdaFocus V2 and, at the points of the knob `exit`, V2+.
 
     Args:
         num_classes: C.
         frames: T.
         patch_size: P in pixels.
-        glance: Backbone that sees whole frames.
-        glance_side: Side in pixels at which it sees them; None for full resolution.
-        glance_resize: How frames get there, see `resize`; the authors' code takes `bilinear-corners`.
-        focus: Backbone that sees the patches.
-        patch_policy: `learned`; `random` and `centre` are references without policy network.
-        policy_channels, policy_hidden: Width of the policy's 1x1 convolution, and of its linear layer and GRU.
-        policy_centred: Start the policy at the frame's centre instead of at random weights.
-        stop_gradient: The policy does not train the glance network through its input.
-        patch_grad_clip: Scale each patch's gradient down to the batch's median norm.
-        random_pass: Train the focus network on random patches too (the paper's diversity augmentation).
-        aux_losses: Let both networks also learn to classify frames on their own, through two training-only heads.
-        classifier_hidden, classifier_shared, dropout: See RunningMaxClassifier.
-        head_dropout: Dropout of those two heads.
-        glance_loss: Auxiliary loss of the glance network per `frame` or on the `video`'s mean logits.
-        order: Order in which frames are processed, in training and test: a name or a permutation; see
-            `frame_order`.
-        exit_every: Frames between exits; larger ones cost less overhead. 0: no exits.
-        exit_score: See `exit_scores`: `softmax` is the paper's confidence, `logit` the authors' code's.
+        patch_policy: How patches are placed.
+        networks: The authors' code resizes glances as `bilinear-corners`.
+        policy: Width of the policy's 1x1 convolution, and of its linear layer and GRU.
+        learning: How the policy learns.
+        classifier: See StepClassifier.
+        heads: Both networks also learn to classify frames on their own, through two training-only heads.
+        exits: The paper's confidence is `softmax`, the authors' code's `logit`.
 
-    Source: paper sections 3 and 4; adafocus.md 5 and 6 for what only the code says.
+    Source: docs/methods/adafocus-v2.md, #early-exits for what only the code says.
     """
 
     def __init__(
@@ -133,72 +127,44 @@ class AdaFocusV2(EfficientRecognizer):
         *,
         frames: int = 16,
         patch_size: int = 128,
-        glance: str = "mobilenet_v2",
-        glance_side: int | None = None,
-        glance_resize: str = "bilinear-corners",
-        focus: str = "resnet50",
-        patch_policy: str = "learned",
-        policy_channels: int = 64,
-        policy_hidden: int = 2048,
-        policy_centred: bool = False,
-        stop_gradient: bool = True,
-        patch_grad_clip: bool = False,
-        random_pass: bool = True,
-        aux_losses: bool = True,
-        classifier_hidden: int = 4096,
-        classifier_shared: bool = False,
-        dropout: float = 0.2,
-        head_dropout: float = 0.2,
-        glance_loss: str = "frame",
-        order: str | Sequence[int] = "middle-first",
-        exit_every: int = 1,
-        exit_score: str = "softmax",
+        patch_policy: Placed = "learned",
+        networks: Networks = Networks(glance_resize="bilinear-corners"),
+        policy: PolicyWidths = PolicyWidths(policy_channels=64, policy_hidden=2048),
+        learning: PatchLearning = PatchLearning(),
+        classifier: StepClassifier = StepClassifier(),
+        heads: FrameHeads = FrameHeads(),
+        exits: Exits = Exits(order="middle-first"),
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, **kwargs)
-        if patch_policy not in POLICIES:
-            raise unknown("patch_policy", patch_policy, POLICIES)
-        check_patch_size(patch_size, self.resolution)
-        self.frames, self.patch_size = frames, patch_size
-        self.patch_policy, self.patch_grad_clip = patch_policy, patch_grad_clip
-        self.stop_gradient, self.random_pass, self.aux_losses = stop_gradient, random_pass, aux_losses
-        self.glance_side, self.glance_resize = glance_side or self.resolution, glance_resize
-        self.glance_name, self.focus_name = glance, focus
-        self.glance_loss, self.exit_score = glance_loss, exit_score
-        self.register_buffer("order", torch.tensor(frame_order(order, frames)), persistent=False)
-        self.exit_ends = [*range(exit_every, frames, exit_every), frames] if exit_every else []
+        super().__init__(num_classes, patch_size=patch_size, networks=networks, **kwargs)
+        self.frames, self.patch_policy, self.learning, self.heads = frames, patch_policy, learning, heads
+        self.exit_score = exits.exit_score
+        self.register_buffer("order", torch.tensor(frame_order(exits.order, frames)), persistent=False)
+        every = exits.exit_every
+        self.exit_ends = [*range(every, frames, every), frames] if every else []
         self.exits = len(self.exit_ends)
 
-        self.glance = build_backbone(glance)
-        self.focus = build_backbone(focus)
-        if aux_losses:
-            self.glance_head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.glance.dim, num_classes))
-            self.focus_head = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(self.focus.dim, num_classes))
+        self.glance = build_backbone(networks.glance)
+        self.focus = build_backbone(networks.focus)
+        if heads.aux_losses:
+            self.glance_head = self.frame_head(self.glance.dim, heads.head_dropout)
+            self.focus_head = self.frame_head(self.focus.dim, heads.head_dropout)
         if patch_policy == "learned":
-            side = -(-self.glance_side // self.glance.stride)
-            self.policy = PatchPolicy(self.glance.dim, side, policy_channels, policy_hidden, centred=policy_centred)
-        self.classifier = RunningMaxClassifier(
-            self.glance.dim + self.focus.dim,
-            num_classes,
-            frames,
-            hidden=classifier_hidden,
-            shared=classifier_shared,
-            dropout=dropout,
-        )
+            widths = policy.policy_channels, policy.policy_hidden
+            self.policy = PatchPolicy(self.glance.dim, self.map_side, *widths, centred=learning.policy_centred)
+        dim = self.glance.dim + self.focus.dim
+        self.classifier = RunningMaxClassifier(dim, num_classes, frames, **classifier.options())
 
     # -- what it says of itself ------------------------------------------------------------------
 
     @classmethod
     def settings_for(cls, size: str, resolution: int) -> dict[str, Any]:
         if size == "paper":
-            return {"frames": 16, "patch_size": 128, "glance": "mobilenet_v2", "focus": "resnet50"}
+            return {"frames": 16, "patch_size": 128, **FULL_SIZE}
         return {
             "frames": 8,
             "patch_size": resolution // 2,
-            "glance": "mbtiny",
-            "glance_side": resolution // 4,
-            "glance_resize": "area",
-            "focus": "restiny",
+            **tiny_networks(resolution),
             "policy_channels": 16,
             "policy_hidden": 64,
             "policy_centred": True,
@@ -212,11 +178,11 @@ class AdaFocusV2(EfficientRecognizer):
     def recipe(self, size: str) -> Sequence[Stage]:
         init = (
             InitFrom(f"pretrained:{self._glance_weights()}", into="glance"),
-            InitFrom(f"pretrained:{self.focus_name}", into="focus"),
+            InitFrom(f"pretrained:{self.networks.focus}", into="focus"),
         )
         learned = self.patch_policy == "learned"
         if size == "paper":
-            halved = ("glance", "glance_head") if self.aux_losses else ("glance",)
+            halved = ("glance", "glance_head") if self.heads.aux_losses else ("glance",)
             groups = [ParamGroup(halved, lr_mult=0.5), ParamGroup(("classifier",), lr_mult=5.0)]
             groups += [ParamGroup(("policy",), lr_mult=0.1)] if learned else []
             return [
@@ -234,53 +200,11 @@ class AdaFocusV2(EfficientRecognizer):
 
     def _glance_weights(self) -> str:
         """ImageNet weights of the glance network: a ResNet that glances at 96 px was trained at 96 px."""
-        return published(self.glance_name, "tsm" if self.glance_name == "mobilenet_v2" else str(self.glance_side))
+        name = self.networks.glance
+        return published(name, "tsm" if name == "mobilenet_v2" else str(self.glance_side))
 
     def clip_requests(self, point: Mapping[str, Any] = EMPTY, *, stage: Stage | None = None) -> tuple[ClipRequest, ...]:
         return (ClipRequest(self.frames),)
-
-    @classmethod
-    def from_official(cls, content: Mapping[str, Any], **given: Any) -> Converted | None:
-        """Settings and state dict out of the authors' checkpoint; None for other methods' files.
-
-        `patch_size` stands in no tensor; it must be given where it is not 128. Videos leave by the largest raw
-        logit, the authors' criterion. Source: adafocus.md 6, 13.
-        """
-        state = family_state(content)
-        if "policy_stn.gru.weight_ih_l0" not in state:
-            return None
-        mobile = any(key.startswith("global_CNN.features.") for key in state)
-        placed = place(
-            state,
-            [
-                ("global_CNN_fc.", under("glance_head.")),
-                ("local_CNN_fc.", under("focus_head.")),
-                ("global_CNN.", mobilenet("glance.", state, "global_CNN.") if mobile else resnet("glance.")),
-                ("local_CNN.", resnet("focus.")),
-                ("policy_stn.fc.0.", under("policy.fc.")),
-                ("policy_stn.", under("policy.")),
-                ("classifier.mlp.layers.", under("classifier.embed.")),
-                ("classifier.classifiers.", substitute(r"^(\d+)\.1\.", r"classifier.heads.\1.")),
-            ],
-        )
-        found = placed.state
-        told = {
-            "num_classes": found["classifier.heads.0.weight"].shape[0],
-            "frames": sum(key.startswith("classifier.heads.") and key.endswith(".weight") for key in found),
-            "glance": "mobilenet_v2" if mobile else "resnet50",
-            "glance_side": None if mobile else 96,
-            "focus": "resnet50",
-            "policy_channels": found["policy.encoder.0.weight"].shape[0],
-            "policy_hidden": found["policy.gru.weight_hh_l0"].shape[1],
-            "classifier_hidden": found["classifier.embed.0.weight"].shape[0],
-            "exit_score": "logit",
-        }
-        return converted("adafocus-v2", placed, told=told, assumed={"patch_size": 128}, given=given)
-
-    @classmethod
-    def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:
-        """Outputs for a recorded pair of the authors (harness.parity); None where it is not V2's."""
-        return v2_outputs(cls, case)
 
     # -- training --------------------------------------------------------------------------------
 
@@ -296,21 +220,21 @@ class AdaFocusV2(EfficientRecognizer):
         The glance network's loss has weight 1; those of the learned and of the random patches are
         averaged. Gradients reach the policy only through the learned patches' pixels.
 
-        Source: adafocus.md 5.3.
+        Source: docs/methods/adafocus-v2.md#losses.
         """
         batch, steps = x_BT3HW.shape[:2]
         x_N3HW = x_BT3HW.flatten(0, 1)
-        maps = self.glance.features(self._shrink(x_N3HW))
+        maps = self.glance.features(self.shrink(x_N3HW))
         glance_ND = maps.mean((2, 3))
         losses = {}
-        if self.aux_losses:
+        if self.heads.aux_losses:
             losses["loss_glance"] = self._glance_loss(glance_ND.unflatten(0, (batch, steps)), target_B)
         passes = self._training_patches(maps.unflatten(0, (batch, steps)), random_BT2)
         for name, actions in passes.items():
             focus_ND = self.focus(crop(x_N3HW, actions.flatten(0, 1), self.patch_size))
             features = torch.cat((glance_ND, focus_ND), dim=1).unflatten(0, (batch, steps))
             losses[f"loss_{name}"] = every_step(self.classifier(features), target_B) / len(passes)
-            if self.aux_losses:
+            if self.heads.aux_losses:
                 frame_logits = self.focus_head(focus_ND).unflatten(0, (batch, steps))
                 losses[f"loss_focus_{name}"] = every_step(frame_logits, target_B) / len(passes)
         return losses
@@ -321,14 +245,14 @@ class AdaFocusV2(EfficientRecognizer):
             return {"random": random_BT2}
         if self.patch_policy == "centre":
             return {"centre": torch.full_like(random_BT2, 0.5)}
-        actions, _ = self.policy(maps_BTDHW.detach() if self.stop_gradient else maps_BTDHW)
-        if self.patch_grad_clip:
+        actions, _ = self.policy(maps_BTDHW.detach() if self.learning.stop_gradient else maps_BTDHW)
+        if self.learning.patch_grad_clip:
             actions = clip_patch_gradients(actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
-        return {"learned": actions, "random": random_BT2} if self.random_pass else {"learned": actions}
+        return {"learned": actions, "random": random_BT2} if self.learning.random_pass else {"learned": actions}
 
     def _glance_loss(self, glance_BTD: Tensor, target_B: Tensor) -> Tensor:
         logits_BTC = self.glance_head(glance_BTD)
-        if self.glance_loss == "video":
+        if self.heads.glance_loss == "video":
             return F.cross_entropy(logits_BTC.mean(1), target_B)
         return every_step(logits_BTC, target_B)
 
@@ -404,9 +328,10 @@ class AdaFocusV2(EfficientRecognizer):
         videos = None if there is None else there.cpu().numpy()
         count: dict[str, Any] = {"videos": videos, "rows": end - start}
         x_BT3HW = frames[:, steps] if there is None else frames[there[:, None], steps]  # copies these frames only
-        with trace.event("glance", shape=(3, self.glance_side, self.glance_side), variant=self.glance_name, **count):
+        side = self.glance_side
+        with trace.event("glance", shape=(3, side, side), variant=self.networks.glance, **count):
             x_N3HW = self.normalise(x_BT3HW.flatten(0, 1))
-            maps = self.glance.features(self._shrink(x_N3HW))
+            maps = self.glance.features(self.shrink(x_N3HW))
             glance_ND = maps.mean((2, 3))
         if self.patch_policy == "learned":
             with trace.event("policy", shape=maps.shape[1:], **count):
@@ -414,12 +339,12 @@ class AdaFocusV2(EfficientRecognizer):
         else:
             given = None if random_BT2 is None else random_BT2[:, start:end].to(frames.device)
             actions, state = self._fixed_patches(x_BT3HW, given), None
-        with trace.event("focus", shape=(3, self.patch_size, self.patch_size), variant=self.focus_name, **count):
+        with trace.event("focus", shape=(3, self.patch_size, self.patch_size), variant=self.networks.focus, **count):
             focus_ND = self.focus(crop(x_N3HW, actions.flatten(0, 1).to(x_N3HW.dtype), self.patch_size))
         with trace.event("classifier", shape=(self.classifier.dim,), **count):
             features = torch.cat((glance_ND, focus_ND), dim=1).unflatten(0, x_BT3HW.shape[:2])
             peaks = self.classifier.accumulate(features, memory.peak_BH)
-        if trace.training_parts and self.aux_losses:
+        if trace.training_parts and self.heads.aux_losses:
             self._auxiliary(glance_ND, focus_ND, trace, count)
         if trace.details:
             boxes = crop_boxes(actions, self.patch_size, self.resolution)
@@ -444,7 +369,3 @@ class AdaFocusV2(EfficientRecognizer):
         if self.patch_policy == "centre":
             return torch.full((*x_BT3HW.shape[:2], 2), 0.5, device=x_BT3HW.device)
         return scattered(x_BT3HW) if random_BT2 is None else random_BT2
-
-    def _shrink(self, x_N3HW: Tensor) -> Tensor:
-        """Frames as the glance network sees them."""
-        return resize(x_N3HW, self.glance_side, self.glance_resize)

@@ -11,28 +11,22 @@ Shapes: B videos, T glance frames, S focus frames, N = B * T or B * S, D feature
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from adafocus.official import converted, family_state, mobilenet, place, resnet, under
-from adafocus.parity.v2_tsm import v2_tsm_outputs
-from adafocus.policy import scattered
-from adafocus.tsm_net import TwoHeadNet, stacked
-from harness.contract import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
-from harness.errors import UsageError, unknown
+from adafocus.clip_nets import TwoHeadNet, stacked
+from adafocus.glance_and_focus import GlanceAndFocus
+from adafocus.policy import ClipPolicy, scattered
+from adafocus.settings import FULL_SIZE, Networks, PatchLearning, PolicyWidths, tiny_networks
+from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
+from harness.contract.recognizer import Clips
+from harness.contract.trace import Trace
 from harness.layers.backbones import published
-from harness.layers.crop import check_patch_size, clip_patch_gradients, crop, crop_boxes
+from harness.layers.crop import clip_patch_gradients, crop, crop_boxes
 from harness.layers.losses import every_step
-from harness.layers.precision import no_autocast
-from harness.layers.resize import resize
-from harness.official import Converted
-from harness.parity import ParityCase
-from harness.recognizer import Clips, EfficientRecognizer
-from harness.trace import Trace
 
 from mmaction.registry import MODELS
 
@@ -45,6 +39,7 @@ CARD = {
     "adapts": ["space"],
     "fidelity": "A",
     "source": "https://github.com/LeapLabTHU/AdaFocusV2",
+    "authors": "adafocus.authors.v2_tsm",
     "summary": "Networks with temporal shift; one patch place per video, learnt through bilinear sampling",
     "version": 1,
     "sizes": ["tiny", "paper"],
@@ -62,8 +57,6 @@ CARD = {
     },
 }
 
-POLICIES = ("learned", "random", "centre", "whole")
-
 TINY_DEPARTURES = (
     "small networks",
     "AdamW with one-cycle schedule and gradient clipping at 5 (paper: SGD, cosine, clipping at 20)",
@@ -75,47 +68,8 @@ LEARNED_DEPARTURES = (
 )
 
 
-class ClipPolicy(nn.Module):
-    """Where to look in a whole clip: a 1x1 convolution over all frames' channels, three linear layers, (a_y, a_x).
-
-    Args:
-        channels_in: T * D, the maps of all glance frames stacked.
-        side: Height and width of the glance map.
-        channels: Of the 1x1 convolution.
-        hidden: Width of the first linear layer; the second has half of it.
-        centred: Start near (0.5, 0.5).
-
-    Source: adafocus.md 7.
-    """
-
-    def __init__(self, channels_in: int, side: int, channels: int, hidden: int, *, centred: bool = False) -> None:
-        super().__init__()
-        last = nn.Linear(hidden // 2, 2)
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels_in, channels, 1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.Tanh(),
-            nn.Flatten(),
-            nn.Linear(channels * side * side, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.Tanh(),
-            nn.Linear(hidden, hidden // 2),
-            nn.BatchNorm1d(hidden // 2),
-            nn.Tanh(),
-            last,
-        )
-        if centred:
-            nn.init.normal_(last.weight, std=0.01)
-            nn.init.zeros_(last.bias)
-
-    def forward(self, maps_BEHW: Tensor) -> Tensor:
-        """Actions (B, 2) in [0, 1] from the stacked maps (B, T * D, h, w), in the weights' precision."""
-        with no_autocast(maps_BEHW):
-            return torch.sigmoid(self.layers(maps_BEHW.to(next(self.parameters()).dtype)))
-
-
 @MODELS.register_module()
-class AdaFocusV2TSM(EfficientRecognizer):
+class AdaFocusV2TSM(GlanceAndFocus):
     """AdaFocus V2 on TSM; with `patch_policy="whole"` TSM+, the ensemble of both networks on whole frames.
 
     Args:
@@ -123,22 +77,16 @@ class AdaFocusV2TSM(EfficientRecognizer):
         frames: T, frames glanced at.
         focus_frames: S, frames looked at closely, sampled on their own.
         patch_size: P in pixels; `whole` takes the frame's side.
-        glance: Backbone that sees whole frames.
-        glance_side: Side in pixels at which it sees them; None for full resolution.
-        glance_resize: How frames get there, see `resize`.
-        focus: Backbone that sees the patches.
-        patch_policy: `learned`; `random`, `centre` and `whole` (frames uncut) are references without
-            policy network.
-        policy_channels, policy_hidden, policy_centred: See ClipPolicy.
-        stop_gradient: The policy does not train the glance network through its input.
-        patch_grad_clip: Scale each video's gradient at the patch place down to the batch's median norm.
-        random_pass: Train the focus network on random patches too (the paper's diversity augmentation).
+        patch_policy: How the patch is placed; `whole` leaves frames uncut and has no policy network.
+        networks: See Networks.
+        policy: Width of the policy's 1x1 convolution and of its first linear layer, see ClipPolicy.
+        learning: How the policy learns.
         dropout: Before the heads.
         aux_loss: Auxiliary losses on the `video`'s mean logits (the code) or per `frame`.
         align_crops: Glance and focus frames share the random crop in training. Off, as in the code: the
             authors crop both clips on their own, so in training the box is off by the crops' difference.
 
-    Source: paper section 4.3; adafocus.md 7 and 11.3 for what only the code says.
+    Source: docs/methods/adafocus-v2.md#on-tsm, docs/data.md#crops for what only the code says.
     """
 
     def __init__(
@@ -148,55 +96,38 @@ class AdaFocusV2TSM(EfficientRecognizer):
         frames: int = 8,
         focus_frames: int = 12,
         patch_size: int = 128,
-        glance: str = "mobilenet_v2",
-        glance_side: int | None = None,
-        glance_resize: str = "bilinear",
-        focus: str = "resnet50",
-        patch_policy: str = "learned",
-        policy_channels: int = 64,
-        policy_hidden: int = 1024,
-        policy_centred: bool = False,
-        stop_gradient: bool = True,
-        patch_grad_clip: bool = False,
-        random_pass: bool = True,
+        patch_policy: Literal["learned", "random", "centre", "whole"] = "learned",
+        networks: Networks = Networks(),
+        policy: PolicyWidths = PolicyWidths(policy_channels=64),
+        learning: PatchLearning = PatchLearning(),
         dropout: float = 0.5,
-        aux_loss: str = "video",
+        aux_loss: Literal["video", "frame"] = "video",
         align_crops: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, **kwargs)
-        if patch_policy not in POLICIES:
-            raise unknown("patch_policy", patch_policy, POLICIES)
-        if aux_loss not in ("video", "frame"):
-            raise unknown("aux_loss", aux_loss, ("video", "frame"))
-        check_patch_size(patch_size, self.resolution)
+        super().__init__(num_classes, patch_size=patch_size, networks=networks, **kwargs)
+        if patch_policy == "whole":
+            self.patch_size = self.resolution
         self.frames, self.focus_frames = frames, focus_frames
-        self.patch_size = self.resolution if patch_policy == "whole" else patch_size
-        self.patch_policy, self.patch_grad_clip = patch_policy, patch_grad_clip
-        self.stop_gradient, self.random_pass = stop_gradient, random_pass
-        self.glance_side, self.glance_resize = glance_side or self.resolution, glance_resize
+        self.patch_policy, self.learning = patch_policy, learning
         self.aux_loss, self.align_crops = aux_loss, align_crops
-        self.glance = TwoHeadNet(glance, num_classes, dropout=dropout)
-        self.focus = TwoHeadNet(focus, num_classes, dropout=dropout)
+        self.glance = TwoHeadNet(networks.glance, num_classes, dropout=dropout)
+        self.focus = TwoHeadNet(networks.focus, num_classes, dropout=dropout)
         if patch_policy == "learned":
-            side = -(-self.glance_side // self.glance.stride)
-            self.policy = ClipPolicy(
-                frames * self.glance.dim, side, policy_channels, policy_hidden, centred=policy_centred
-            )
+            widths = policy.policy_channels, policy.policy_hidden
+            dim = frames * self.glance.dim
+            self.policy = ClipPolicy(dim, self.map_side, *widths, centred=learning.policy_centred)
 
     # -- what it says of itself ------------------------------------------------------------------
 
     @classmethod
     def settings_for(cls, size: str, resolution: int) -> dict[str, Any]:
         if size == "paper":
-            return {"patch_size": 128, "glance": "mobilenet_v2", "focus": "resnet50"}
+            return {"patch_size": 128, **FULL_SIZE}
         return {
             "focus_frames": 8,
             "patch_size": resolution * 5 // 8,  # one box cannot follow the plate: with half the side nothing is learnt
-            "glance": "mbtiny",
-            "glance_side": resolution // 4,
-            "glance_resize": "area",
-            "focus": "restiny",
+            **tiny_networks(resolution),
             "policy_channels": 16,
             "policy_hidden": 64,
             "policy_centred": True,
@@ -243,45 +174,6 @@ class AdaFocusV2TSM(EfficientRecognizer):
             ClipRequest(self.focus_frames, "focus", short="first", crop=crops),
         )
 
-    @classmethod
-    def from_official(cls, content: Mapping[str, Any], **given: Any) -> Converted | None:
-        """Settings and state dict out of the authors' checkpoint; None for other methods' files.
-
-        `patch_size` and `focus_frames` stand in no tensor; they must be given where they are not 128 and 12.
-        Source: adafocus.md 13.
-        """
-        state = family_state(content)
-        if "policy_stn.10.weight" not in state or "global_CNN.new_new_fc.weight" not in state:
-            return None
-        placed = place(
-            state,
-            [
-                ("global_CNN.new_fc.", under("glance.head.")),
-                ("global_CNN.new_new_fc.", under("glance.aux_head.")),
-                ("local_CNN.new_fc.", under("focus.head.")),
-                ("local_CNN.new_new_fc.", under("focus.aux_head.")),
-                ("global_CNN.base_model.", mobilenet("glance.backbone.", state, "global_CNN.base_model.")),
-                ("local_CNN.base_model.", resnet("focus.backbone.")),
-                ("policy_stn.", under("policy.layers.")),
-            ],
-        )
-        convolution = placed.state["policy.layers.0.weight"]
-        told = {
-            "num_classes": placed.state["glance.head.weight"].shape[0],
-            "frames": convolution.shape[1] // placed.state["glance.head.weight"].shape[1],
-            "glance": "mobilenet_v2",
-            "focus": "resnet50",
-            "policy_channels": convolution.shape[0],
-            "policy_hidden": placed.state["policy.layers.4.weight"].shape[0],
-        }
-        assumed = {"focus_frames": 12, "patch_size": 128}
-        return converted("adafocus-v2-tsm", placed, told=told, assumed=assumed, given=given)
-
-    @classmethod
-    def parity(cls, case: ParityCase) -> dict[str, np.ndarray] | None:
-        """Outputs for a recorded pair of the authors (harness.parity); None where it is not V2-TSM's."""
-        return v2_tsm_outputs(cls, case)
-
     # -- training --------------------------------------------------------------------------------
 
     def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
@@ -300,9 +192,9 @@ class AdaFocusV2TSM(EfficientRecognizer):
         weight 1; the focus network from its own with learned and random patches, half each; the policy from
         the focus network's with learned patches.
 
-        Source: adafocus.md 7.
+        Source: docs/methods/adafocus-v2.md#on-tsm.
         """
-        maps = self.glance.maps(self._shrink(glance_BT3HW.flatten(0, 1)), self.frames)
+        maps = self.glance.maps(self.shrink(glance_BT3HW.flatten(0, 1)), self.frames)
         vectors = self.glance.vectors(maps)
         glance_BC = self.glance.logits(vectors, self.frames)
         losses = {"loss_glance": self._auxiliary_loss(self.glance.aux_logits(vectors, self.frames), target_B)}
@@ -321,10 +213,10 @@ class AdaFocusV2TSM(EfficientRecognizer):
             return {"random": random_B2}
         if self.patch_policy != "learned":
             return {self.patch_policy: torch.full_like(random_B2, 0.5)}
-        actions = self.policy(stacked(maps_NDHW.detach() if self.stop_gradient else maps_NDHW, self.frames))
-        if self.patch_grad_clip:
+        actions = self.policy(stacked(maps_NDHW.detach() if self.learning.stop_gradient else maps_NDHW, self.frames))
+        if self.learning.patch_grad_clip:
             actions = clip_patch_gradients(actions)
-        return {"learned": actions, "random": random_B2} if self.random_pass else {"learned": actions}
+        return {"learned": actions, "random": random_B2} if self.learning.random_pass else {"learned": actions}
 
     def _auxiliary_loss(self, logits_BTC: Tensor, target_B: Tensor) -> Tensor:
         if self.aux_loss == "video":
@@ -343,7 +235,7 @@ class AdaFocusV2TSM(EfficientRecognizer):
     ) -> Tensor:
         side = self.glance_side
         with trace.event("glance", shape=(3, side, side), variant=self.glance.name, rows=self.frames):
-            maps = self.glance.maps(self._shrink(self.normalise(clips["glance"].flatten(0, 1))), self.frames)
+            maps = self.glance.maps(self.shrink(self.normalise(clips["glance"].flatten(0, 1))), self.frames)
             glance_ND = self.glance.vectors(maps)
         if self.patch_policy == "learned":
             seen = stacked(maps, self.frames)
@@ -386,7 +278,3 @@ class AdaFocusV2TSM(EfficientRecognizer):
         if self.patch_policy == "whole":
             return x_N3HW
         return crop(x_N3HW, actions_B2.repeat_interleave(clip_BS3HW.shape[1], 0), self.patch_size)
-
-    def _shrink(self, x_N3HW: Tensor) -> Tensor:
-        """Frames as the glance network sees them."""
-        return resize(x_N3HW, self.glance_side, self.glance_resize)

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from harness.contract import EMPTY, ClipRequest, InitFrom, OperatingPoint, Stage, tiny_stage
-from harness.cost.counter import MacMeter
+from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, OperatingPoint, Stage, frame_points, tiny_stage
+from harness.contract.recognizer import Clips, EfficientRecognizer
+from harness.contract.trace import Trace
 from harness.errors import UsageError
 from harness.layers.backbones import build_backbone
 from harness.layers.gumbel import decide, straight_through_gumbel
 from harness.layers.init import normal_linear, tsn_groups
 from harness.layers.resize import resize
-from harness.recognizer import Clips, EfficientRecognizer
-from harness.trace import Trace
+from harness.measure.counter import MacMeter
 
 from mmaction.registry import MODELS
 
@@ -37,7 +37,7 @@ CARD = {
     "year": 2020,
     "adapts": ["resolution", "time"],
     "fidelity": "A",
-    "source": "baselines.md 2; github.com/mengyuest/AR-Net",
+    "source": "docs/methods/ar-net.md; github.com/mengyuest/AR-Net",
     "summary": "per frame: one of three resolutions, the policy's own features, or a skip of 1, 2 or 4 frames",
     "knobs": {"frames": "test", "cost_weight": "train"},
     "version": 1,
@@ -219,11 +219,7 @@ class ARNet(EfficientRecognizer):
         return (ClipRequest(point.get("frames", self.frames)),)
 
     def operating_points(self, budgets: Sequence[float] = ()) -> Sequence[OperatingPoint]:
-        others = [n for n in self.test_frames if n != self.frames]
-        return [
-            OperatingPoint("full", knob="frames", value=self.frames),
-            *(OperatingPoint(f"frames={n}", {"frames": n}, knob="frames", value=n) for n in others),
-        ]
+        return frame_points(self.frames, self.test_frames)
 
     @property
     def tau(self) -> float:
@@ -232,7 +228,7 @@ class ARNet(EfficientRecognizer):
         return start * math.exp(-TAU_DECAY * self.progress)
 
     def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
-        """Cross entropy, expected cost and distance of the action usage from uniform (baselines.md 2.3).
+        """Cross entropy, expected cost and distance of the action usage from uniform (docs/methods/ar-net.md#losses).
 
         All networks run on all frames, as in the paper: the gradient of a decision needs them.
         """

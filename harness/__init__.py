@@ -1,4 +1,6 @@
-"""Everything that knows no method: contract, data, protocol, training, evaluation, cost, records.
+"""Everything that knows no method, in rooms that follow the way of the data (docs/rooms.md). Imports nothing.
 
-Kept empty on purpose: `bench.py --help`, `list` and `reports` import parts of it without torch.
+    commands -> authors -> work -> measure -> plan -> data, layers -> store -> contract -> compat -> errors
+
+Arrows run one way, to the right; a room imports only rooms behind it (import-linter, `pyproject.toml`).
 """

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+OK, FAILED = 0, 1
+
 
 class BenchError(Exception):
     """Something went wrong that its reader can mend; shown without a traceback, exit code 1."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from harness.contract.values import digest
 from harness.errors import BenchError
-from harness.metrics import Metric, metric
-from harness.records import Record, read_records
-from harness.settings import digest
+from harness.measure.metrics import Metric, metric
+from harness.store.records import Record, read_records
 from reports.timings import Timing, timings
 
 NOT_COMPARED = ("budgets", "eval_batch", "threads", "test_seed")

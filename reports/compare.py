@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from harness.contract.values import digest
 from harness.errors import BenchError
-from harness.metrics import Difference, metric, paired_difference, softmax
-from harness.records import Record, read_records
-from harness.settings import digest
+from harness.measure.metrics import Difference, metric, paired_difference, softmax
+from harness.store.records import Record, read_records
 from reports.collect import NOT_COMPARED
 from reports.tables import cost_format
 from reports.text import Cell, Column, Row, Table, markdown_text, to_markdown

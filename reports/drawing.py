@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,70 +13,55 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
-PALETTE = (
-    "#0173b2",
-    "#d9622b",
-    "#1f9e78",
-    "#c2549d",
-    "#b8860b",
-    "#4aa3df",
-    "#7a5bb8",
-    "#8b5a3c",
-    "#c23b4b",
-    "#607d8b",
-    "#6b8e23",
-    "#2f8f9d",
-)
+SAFE = sns.color_palette("colorblind").as_hex()
+PALETTE = (*SAFE[:5], SAFE[7], SAFE[9], "#775566", "#bb0000", "#556644", "#aa66ff", "#cc0099")
+"""Seaborn's colours for the colour-blind less tan, pink and yellow, which are lost among the others or on paper;
+the further ones keep their distance to all others under each kind of colour blindness, on a light and a dark page."""
 MARKERS = "osD^v<>phd*"
 INK, FAINT, GRID, PAPER = "#1c2026", "#6a7280", "#dfe3e8", "#fefefe"
 """Colours of everything that is not data; in the page they follow its light or dark theme."""
 THEME = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--line)", PAPER: "var(--card)"}
-SETTINGS: Any = {
-    "figure.dpi": 100,
+SETTINGS: dict[str, Any] = {
+    **sns.axes_style("whitegrid"),
+    **sns.plotting_context("paper", font_scale=0.92),
     "savefig.dpi": 200,
     "font.family": "DejaVu Sans",
-    "font.size": 9,
     "text.parse_math": False,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 10,
-    "axes.labelsize": 9,
-    "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.linewidth": 0.7,
+    "xtick.bottom": True,
+    "ytick.left": True,
     "grid.color": GRID,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
     "text.color": INK,
-    "axes.titlecolor": INK,
     "xtick.color": FAINT,
     "ytick.color": FAINT,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
     "legend.frameon": False,
-    "legend.fontsize": 8,
     "figure.facecolor": PAPER,
     "axes.facecolor": "none",
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
 }
+"""Seaborn's white grid at the size of paper, in the page's colours and one typeface."""
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Matplotlib settings of all figures, while they are made and saved."""
+    """Settings of all figures, while they are made and saved."""
     with matplotlib.rc_context(SETTINGS):
         yield
 
@@ -94,6 +80,11 @@ def short(text: str, length: int = 34) -> str:
     """`text` cut to `length` characters, for labels inside a figure."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def wrapped(text: str) -> str:
+    """`text` in full, in lines of at most 44 characters."""
+    return textwrap.fill(text, 44)
 
 
 def outline(axes: Axes, x: float, y: float, width: float, height: float, *, weight: float = 1.0) -> None:

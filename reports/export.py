@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.records import Record, write_atomically
+from harness.store.files import write_atomically
+from harness.store.records import Record
 from reports.timings import summary
 
 

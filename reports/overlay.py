@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from harness.errors import BenchError
-from harness.prediction import STATES, Box, GivenFrame, Prediction, duration
+from harness.measure.prediction import STATES, Box, GivenFrame, Prediction, duration
 from reports import drawing
 from reports.drawing import FAINT, GRID, INK, PALETTE, short
 

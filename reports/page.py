@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.metrics import classes_without_positives
-from harness.records import Record
+from harness.measure.metrics import classes_without_positives
+from harness.store.records import Record
 from reports.collect import Group, Report
 from reports.drawing import PALETTE
 from reports.tables import findings

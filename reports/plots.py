@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from harness.cost.published import published_results
+from harness.authors.published import published_results
 from reports.collect import Group, Method, Point, pareto
-from reports.drawing import FAINT, GRID, INK, PALETTE, PAPER, colour, log_ticks, marker, short
+from reports.drawing import FAINT, INK, PAPER, colour, log_ticks, marker, short, wrapped
 
 WIDTH = 5.4
 ROWS_PER_METHOD = 4
 """Operating points of one method whose distribution is shown."""
-EARLY_TO_LATE = LinearSegmentedColormap.from_list("exits", ["#f2c14e", "#e07a5f", "#a0446b", "#4b2e6d"])
+COMPONENTS = 10
+"""Components that have a colour of their own; the smallest beyond them are one, `other`."""
+EARLY_TO_LATE = ("#f2c14e", "#e07a5f", "#a0446b", "#4b2e6d")
 Mark = tuple[Method, Point, float]
 """A point and its x coordinate."""
 
@@ -56,25 +60,26 @@ def distributions(group: Group) -> Figure | None:
     if not any(p.gflops_std > 1e-3 * p.gflops for _, p in rows):
         return None
     values = [_per_video(p, "gflops") for _, p in rows]
-    low, high = min(v[v > 0].min(initial=np.inf) for v in values), max(v.max() for v in values)
-    logarithmic = high > 30 * low
-    edges = np.geomspace(low / 1.02, high * 1.02, 72) if logarithmic else np.linspace(0, high * 1.02, 72)
-    figure, axes = _rows([f"{short(m.label, 24)} · {short(p.name, 14)}" for m, p in rows], height=0.36)
-    for row, ((method, point), data) in enumerate(zip(rows, values, strict=True)):
-        _ridge(axes, row, data, edges, colour(method.style), point)
+    low, high = min(v.min() for v in values), 1.02 * max(v.max() for v in values)
+    logarithmic = high > 30 * low > 0
+    low = low / 1.02 if logarithmic else 0.0
+    edges = np.linspace(*np.log10([low, high]), 72) if logarithmic else np.linspace(low, high, 72)  # as the axis is
+    labels = [_row_label(m, p) for m, p in rows]
+    figure = _figure(labels, height=0.36)
+    grid = figure.subplots(len(rows), sharex=True, squeeze=False, gridspec_kw={"hspace": 0})[:, 0]
     if logarithmic:
-        log_ticks(axes)
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(len(rows) - 0.45, -0.95)
-    axes.grid(visible=False, axis="y")
-    axes.set_xlabel("GFLOPs of one video (executed)" + (", log scale" if logarithmic else ""))
-    handles = [
-        Line2D(
-            [], [], marker="d", linestyle="", markersize=5, markerfacecolor=PAPER, markeredgecolor=INK, label="mean"
-        ),
-        Patch(color=FAINT, alpha=0.6, label="share of the videos"),
-    ]
-    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
+        log_ticks(grid[0])
+    for axes, label, (method, point), data in zip(grid, labels, rows, values, strict=True):
+        sns.histplot(x=data, bins=edges, color=colour(method.style), alpha=0.85, linewidth=0, ax=axes)
+        (mean,) = axes.plot(point.gflops, 0, "d", color=PAPER, markeredgecolor=INK, clip_on=False)
+        axes.set(xlim=(low, high), ylim=(0, 1.2 * axes.dataLim.ymax), ylabel="")
+        axes.set_yticks([0], [label], va="bottom")
+        axes.tick_params(axis="y", length=0)
+        axes.label_outer(remove_inner_ticks=True)
+        sns.despine(ax=axes, left=True, bottom=axes is not grid[-1])
+    grid[-1].set_xlabel("GFLOPs of one video (executed)" + (", log scale" if logarithmic else ""))
+    key = {"mean": mean, "share of the videos": Patch(color=FAINT, alpha=0.6)}
+    grid[0].legend(key.values(), key, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
     return figure
 
 
@@ -83,31 +88,18 @@ def exits(group: Group) -> Figure | None:
     rows = [(m, p) for m in group.methods for p in sorted(m.points, key=lambda p: p.gflops) if p.exits]
     if not rows:
         return None
-    steps = max(len(p.exits or ()) for _, p in rows)
-    figure, axes = _rows([f"{short(m.label, 24)} · {short(p.name, 14)}" for m, p in rows], height=0.27)
-    colours = [to_hex(EARLY_TO_LATE(k / max(steps - 1, 1))) for k in range(steps)]
-    left = np.zeros(len(rows))
-    for step in range(steps):
-        share = np.array([100 * p.exits[step] if p.exits and step < len(p.exits) else 0.0 for _, p in rows])
-        axes.barh(range(len(rows)), share, left=left, color=colours[step], height=0.74, edgecolor=PAPER, linewidth=0.6)
-        for row in np.flatnonzero(share >= 7):
+    shares = 100 * pd.DataFrame([p.exits for _, p in rows]).fillna(0)
+    steps = len(shares.columns)
+    tints = sns.blend_palette(EARLY_TO_LATE, steps).as_hex()
+    figure, axes = _stacked([_row_label(m, p) for m, p in rows], shares, tints, height=0.27)
+    for (row, step), end in shares.cumsum(axis=1).stack().items():
+        if (share := shares.loc[row, step]) >= 7:
             ink = "#1c1c1c" if step < steps * 0.45 else "#ffffff"
-            axes.text(
-                left[row] + share[row] / 2,
-                float(row),
-                f"{share[row]:.0f}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color=ink,
-            )
-        left += share
-    axes.set_xlim(0, 100)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("share of the test videos (%) that leave after step …")
+            axes.text(end - share / 2, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    axes.set(xlim=(0, 100), xlabel="share of the test videos (%) that leave after step …")
     axes.grid(visible=False)
     shown = range(steps) if steps <= 10 else np.unique(np.linspace(0, steps - 1, 8).round().astype(int))
-    handles = [Patch(color=colours[k], label=str(k + 1)) for k in shown]
+    handles = [Patch(color=tints[k], label=str(k + 1)) for k in shown]
     axes.legend(
         handles=handles,
         loc="lower right",
@@ -122,156 +114,173 @@ def exits(group: Group) -> Figure | None:
 
 def components(group: Group) -> Figure:
     """Mean GFLOPs per video of every component, at the default points."""
-    names = _largest([m.default.components for m in group.methods], 10)
-    figure, axes = _rows([short(m.label) for m in group.methods], height=0.32)
-    left = np.zeros(len(group.methods))
-    for i, name in enumerate(names):
-        if name == "other":
-            width = np.array([sum(v for n, v in m.default.components.items() if n not in names) for m in group.methods])
-        else:
-            width = np.array([m.default.components.get(name, 0.0) for m in group.methods])
-        tint = FAINT if name == "other" else PALETTE[i % len(PALETTE)]
-        axes.barh(
-            range(len(left)),
-            width,
-            left=left,
-            color=tint,
-            height=0.7,
-            edgecolor=PAPER,
-            linewidth=0.6,
-            label=short(name, 22),
-        )
-        left += width
-    axes.set_ylim(len(left) - 0.5, -0.5)
+    parts = pd.DataFrame([m.default.components for m in group.methods]).fillna(0)
+    parts = parts[parts.sum().sort_values(ascending=False, kind="stable").index]
+    if len(parts.columns) > COMPONENTS:
+        small = parts.columns[COMPONENTS - 1 :]
+        parts = parts.drop(columns=small).assign(other=parts[small].sum(axis=1))
+    tints = [FAINT if name == "other" else colour(i) for i, name in enumerate(parts)]
+    figure, axes = _stacked([wrapped(m.label) for m in group.methods], parts, tints, height=0.32)
     axes.set_xlabel("GFLOPs per video (executed, mean)")
     axes.grid(visible=False, axis="y")
-    columns = 4 if max(map(len, names)) < 14 else 2
-    below = (1.01, -0.5 / figure.get_size_inches()[1])
-    axes.legend(loc="upper right", bbox_to_anchor=below, ncols=columns, columnspacing=1.2, handlelength=1)
+    axes.legend(
+        handles=[Patch(color=tint, label=name) for name, tint in zip(parts, tints, strict=True)],
+        loc="upper right",
+        bbox_to_anchor=(1.01, -0.5 / figure.get_size_inches()[1]),
+        ncols=_columns(parts, {14: 4, 30: 2}),
+        columnspacing=1.2,
+        handlelength=1,
+    )
     return figure
 
 
 def _tradeoff(group: Group, marks: Sequence[Mark], label: str) -> Figure:
+    """Curves with their intervals; default points are large and carry their own interval."""
     figure = Figure(figsize=(WIDTH, 3.7))
     axes = figure.subplots()
-    where = {(m.label, p.name): x for m, p, x in marks}
-    _front_line(group, axes, marks)
-    drawn = [m for m in group.methods if any(m.label == n for n, _ in where)]
-    for method in drawn:
-        for curve in method.curves():
-            _curve(
-                group,
-                axes,
-                method,
-                [(where[method.label, p.name], p) for p in curve if (method.label, p.name) in where],
-            )
-        for point in method.points:
-            if (method.label, point.name) in where:
-                _mark(group, axes, method, point, where[method.label, point.name])
+    points = _frame(group, marks)
+    drawn = [m for m in group.methods if any(m is method for method, _, _ in marks)]
+    tints, shapes = ({wrapped(m.label): of(m.style) for m in drawn} for of in (colour, marker))
     log_ticks(axes)
-    _widen(axes, [x for _, _, x in marks])
-    axes.set_xlabel(label)
-    axes.set_ylabel(f"{group.metric.title} ({group.metric.unit})")
-    handles = [_key(m) for m in drawn]
-    handles.append(Line2D([], [], color=FAINT, linestyle=(0, (4, 2)), linewidth=1, label="Pareto front"))
-    longest = max(len(m.label) for m in drawn)
-    columns = 3 if longest < 20 else 2 if longest <= 30 else 1
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.02, -0.17), ncols=columns, columnspacing=1.4)
+    for (method, _), curve in points.groupby(["method", "curve"]):
+        axes.fill_between(curve.cost, curve.low, curve.high, color=tints[method], alpha=0.12, linewidth=0, zorder=2)
+    default = points[points.default]
+    axes.vlines(default.cost, default.low, default.high, colors=default.method.map(tints), linewidth=1.1, zorder=4)
+    look: dict[str, Any] = {
+        "x": "cost",
+        "y": "value",
+        "hue": "method",
+        "style": "method",
+        "palette": tints,
+        "markers": shapes,
+        "ax": axes,
+    }
+    sns.lineplot(
+        points,
+        units="curve",
+        estimator=None,
+        dashes=False,
+        linewidth=1.4,
+        markersize=4.6,
+        markeredgecolor=PAPER,
+        **look,
+    )
+    sizes = {True: 64, False: 21}
+    sns.scatterplot(
+        points.sort_values("default"), size="default", sizes=sizes, edgecolor=PAPER, zorder=5, legend=False, **look
+    )
+    _front_line(group, axes, points)
+    low, high = points.cost.min(), points.cost.max()
+    room = max((high / low) ** 0.06, 1.12) if high > low else 2.0  # also where all points have one cost
+    axes.set(xlim=(low / room, high * room), xlabel=label, ylabel=f"{group.metric.title} ({group.metric.unit})")
+    columns = _columns(tints, {20: 3, 31: 2})
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.17), ncols=columns, columnspacing=1.4)
     return figure
+
+
+def _frame(group: Group, marks: Sequence[Mark]) -> pd.DataFrame:
+    """A row per point and curve it lies on, by rising cost; a point of no knob is a curve of its own."""
+    cost = {(m.label, p.name): x for m, p, x in marks}
+    rows = [
+        {
+            "method": wrapped(m.label),
+            "curve": number,
+            "cost": cost[m.label, p.name],
+            "default": p is m.default,
+            **asdict(p.metrics[group.metric.name]),
+        }
+        for m in group.methods
+        for number, curve in enumerate([*m.curves(), *([p] for p in m.points if p.knob is None)])
+        for p in sorted(curve, key=lambda p: cost.get((m.label, p.name), 0.0))
+        if (m.label, p.name) in cost
+    ]
+    return pd.DataFrame(rows)
+
+
+def _front_line(group: Group, axes: Axes, points: pd.DataFrame) -> None:
+    front = points.iloc[pareto(points.cost, points.value, higher_is_better=group.metric.higher_is_better)]
+    dashes = (0, (4, 2))
+    axes.step(
+        front.cost,
+        front.value,
+        where="post",
+        color=FAINT,
+        linestyle=dashes,
+        linewidth=1,
+        zorder=1,
+        label="Pareto front",
+    )
 
 
 def _published(group: Group, figure: Figure) -> None:
     """Hollow marks for what the papers printed of these methods on this dataset, by their own counters."""
     axes = figure.axes[0]
     styles = {m.about["name"]: m.style for m in group.methods}
-    printed = [
-        r
-        for r in published_results(group.dataset["name"])
-        if r.ours in styles and not r.quoted and r.metric == group.metric.name
+    printed = published_results(group.dataset["name"])
+    marks = [
+        (styles[r.ours], r.gflops, r.value)
+        for r in printed
+        if r.ours in styles and not r.quoted and r.metric == group.metric.name and r.gflops
     ]
-    marks = [(r, r.gflops) for r in printed if r.gflops]
-    for result, cost in marks:
+    for style, cost, value in marks:
         axes.plot(
             cost,
-            result.value,
-            marker=marker(styles[result.ours]),
+            value,
+            marker(style),
+            color=colour(style),
             markersize=5.5,
-            linestyle="",
             markerfacecolor="none",
-            markeredgecolor=colour(styles[result.ours]),
             markeredgewidth=1.1,
             zorder=4,
         )
     if marks:
         low, high = axes.get_xlim()
-        costs = [cost for _, cost in marks]
+        costs = [cost for _, cost, _ in marks]
         axes.set_xlim(min(low, min(costs) / 1.12), max(high, max(costs) * 1.12))
         axes.set_title("hollow: as published, at the paper's full size", fontsize=7.5, fontweight="normal", color=FAINT)
 
 
-def _key(method: Method) -> Line2D:
-    """A method's entry in the legend."""
-    tint, shape = colour(method.style), marker(method.style)
-    return Line2D(
-        [],
-        [],
-        color=tint,
-        marker=shape,
-        markersize=5.5,
-        markeredgecolor=PAPER,
-        linewidth=1.4,
-        label=short(method.label, 60),
+def _stacked(labels: Sequence[str], parts: pd.DataFrame, tints: Sequence[str], *, height: float) -> tuple[Figure, Axes]:
+    """A labelled horizontal bar per row of `parts`, its columns from left to right."""
+    figure = _figure(labels, height=height)
+    axes = figure.subplots()
+    sns.histplot(
+        parts.rename_axis("row").reset_index().melt("row", var_name="part", value_name="width"),
+        y="row",
+        weights="width",
+        discrete=True,
+        shrink=0.72,
+        hue="part",
+        hue_order=parts.columns[::-1],  # the last is drawn at the axis
+        palette=tints[::-1],
+        multiple="stack",
+        alpha=1,
+        edgecolor=PAPER,
+        linewidth=0.6,
+        legend=False,
+        ax=axes,
     )
+    axes.set_yticks(range(len(labels)), labels)
+    axes.tick_params(axis="y", length=0)
+    axes.set(ylim=(len(labels) - 0.5, -0.5), ylabel="")
+    sns.despine(ax=axes, left=True)
+    return figure, axes
 
 
-def _front_line(group: Group, axes: Axes, marks: Sequence[Mark]) -> None:
-    values = [group.quality(p) for _, p, _ in marks]
-    front = pareto([x for _, _, x in marks], values, higher_is_better=group.metric.higher_is_better)
-    axes.step(
-        [marks[i][2] for i in front],
-        [values[i] for i in front],
-        where="post",
-        color=FAINT,
-        linestyle=(0, (4, 2)),
-        linewidth=1,
-        zorder=1,
-    )
+def _figure(labels: Sequence[str], *, height: float) -> Figure:
+    """An empty figure with room for one horizontal row per label, `height` inches or what its lines need."""
+    row = max(height, 0.14 * max(label.count("\n") + 1 for label in labels))
+    return Figure(figsize=(0.9 * WIDTH, max(1.5, 0.75 + row * len(labels))))
 
 
-def _curve(group: Group, axes: Axes, method: Method, found: Sequence[tuple[float, Point]]) -> None:
-    found = sorted(found, key=lambda entry: entry[0])
-    estimates = [p.metrics[group.metric.name] for _, p in found]
-    xs, tint = [x for x, _ in found], colour(method.style)
-    axes.fill_between(
-        xs, [e.low for e in estimates], [e.high for e in estimates], color=tint, alpha=0.12, linewidth=0, zorder=2
-    )
-    axes.plot(xs, [e.value for e in estimates], color=tint, linewidth=1.4, zorder=3)
+def _row_label(method: Method, point: Point) -> str:
+    return wrapped(f"{method.label} · {point.name}")
 
 
-def _mark(group: Group, axes: Axes, method: Method, point: Point, x: float) -> None:
-    """The default point is large and carries its interval; other points are small."""
-    estimate, tint = point.metrics[group.metric.name], colour(method.style)
-    default = point is method.default
-    if default:
-        axes.vlines(x, estimate.low, estimate.high, color=tint, linewidth=1.1, zorder=4)
-    axes.plot(
-        x,
-        estimate.value,
-        marker=marker(method.style),
-        markersize=8 if default else 4.6,
-        color=tint,
-        linestyle="",
-        markeredgecolor=PAPER,
-        markeredgewidth=0.8,
-        zorder=6 if default else 5,
-    )
-
-
-def _widen(axes: Axes, xs: Sequence[float]) -> None:
-    """Room on both sides, also where all points have one cost."""
-    low, high = min(xs), max(xs)
-    room = max((high / low) ** 0.06, 1.12) if high > low else 2.0
-    axes.set_xlim(low / room, high * room)
+def _columns(names: Iterable[str], limits: Mapping[int, int]) -> int:
+    """Columns of a legend: those of the first limit (in characters) that no line reaches, else one."""
+    longest = max(len(line) for name in names for line in name.splitlines())
+    return next((columns for limit, columns in limits.items() if longest < limit), 1)
 
 
 def _varied(method: Method) -> list[Point]:
@@ -288,59 +297,6 @@ def _varied(method: Method) -> list[Point]:
 def _per_video(point: Point, name: str) -> np.ndarray:
     """An array over the test videos, all seeds one after the other."""
     return np.concatenate([record.arrays()[f"{entry['prefix']}_{name}"] for record, entry in point.runs])
-
-
-def _ridge(axes: Axes, row: int, data: np.ndarray, edges: np.ndarray, tint: str, point: Point) -> None:
-    axes.axhline(row + 0.32, color=GRID, linewidth=0.8, zorder=1)
-    if point.gflops_std <= 1e-3 * point.gflops:
-        axes.plot(
-            [point.gflops] * 2, [row + 0.32, row - 0.42], color=tint, linewidth=2.2, solid_capstyle="butt", zorder=3
-        )
-    else:
-        counts, _ = np.histogram(data, edges)
-        height = 0.82 * counts / counts.max()
-        axes.bar(
-            edges[:-1],
-            -height,
-            width=np.diff(edges),
-            bottom=row + 0.32,
-            align="edge",
-            color=tint,
-            alpha=0.85,
-            linewidth=0,
-        )
-    axes.plot(
-        point.gflops,
-        row + 0.32,
-        marker="d",
-        markersize=5,
-        color=PAPER,
-        markeredgecolor=INK,
-        markeredgewidth=0.9,
-        linestyle="",
-        zorder=5,
-        clip_on=False,
-    )
-
-
-def _rows(labels: Sequence[str], *, height: float) -> tuple[Figure, Axes]:
-    """A figure with one labelled horizontal row per label."""
-    figure = Figure(figsize=(0.9 * WIDTH, max(1.5, 0.75 + height * len(labels))))
-    axes = figure.subplots()
-    axes.set_yticks(range(len(labels)), labels)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    return figure, axes
-
-
-def _largest(parts: Sequence[Mapping[str, float]], limit: int) -> list[str]:
-    """Component names by total cost; beyond `limit` they are one, `other`."""
-    total: dict[str, float] = {}
-    for part in parts:
-        for name, value in part.items():
-            total[name] = total.get(name, 0.0) + value
-    names = sorted(total, key=lambda n: -total[n])
-    return names if len(names) <= limit else [*names[: limit - 1], "other"]
 
 
 PLOTS: dict[str, tuple[str, Callable[[Group], Figure | None], str]] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.records import Record
+from harness.store.records import Record
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from harness.errors import BenchError
-from harness.records import write_atomically
+from harness.store.files import write_atomically
 from reports import drawing, export
 from reports.collect import Group, Report, collect
 from reports.page import GroupPictures, page

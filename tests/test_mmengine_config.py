@@ -47,7 +47,7 @@ def render(path: Path, label: int, rng: np.random.Generator) -> None:
 
 
 def test_mmaction2s_tool_trains_it(tmp_path: Path, clips: Path) -> None:
-    import harness.compat  # noqa: F401  (before mmaction)
+    import harness.compat.imports  # noqa: F401  (before mmaction)
 
     import mmaction
 

@@ -1,8 +1,8 @@
 """Dataset cards: everything about a dataset that is the same for every method. No torch.
 
 A card fixes classes, list files, label handling, metric and one train and one test pipeline; a method
-only says which frames it wants (`harness.contract.ClipRequest`). The counts, list formats and frame
-templates of the real sets follow baselines.md 1.1 and adafocus.md 11.1 of the project's method notes.
+only says which frames it wants (`harness.contract.declarations.ClipRequest`). The counts, list formats and frame
+templates of the real sets follow docs/data.md#lists.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pathlib import Path
 from harness.data.decode import VideoInfo, count_frames, probe, read_jpeg
 from harness.data.lists import VideoEntry
 from harness.errors import BenchError, DataError
-from harness.records import write_atomically
+from harness.store.files import write_atomically
 
 CACHE_VERSION = 1
 SHOWN = 20

@@ -1,6 +1,6 @@
 """Reading split lists: the published `path frames label` files and a user's CSV. No torch.
 
-Line formats (adafocus.md 11.1, baselines.md 1.1), comma, semicolon or space separated:
+Line formats (docs/data.md#lists), comma, semicolon or space separated:
 
     path frames label [label2 [label3]]     frame folders
     path.mp4 label [label2 ...]             video files

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from harness.contract.values import plain
 from harness.data.encode import write_mp4
 from harness.data.glyphs import VERSION, GlyphParameters, VideoPlan, draw_video, parameters, plan_video
 from harness.errors import DataError
-from harness.records import file_hash, write_arrays, write_json
-from harness.settings import plain
+from harness.store.files import file_hash, write_arrays, write_json
 
 Progress = Callable[[int, int], None]
 

@@ -1,7 +1,7 @@
 """Which frames of a video a clip request sees; indices are 0-based.
 
-Sources: TSN-style integer segments, baselines.md 1.3; real-valued segments of Uni-AdaFocus and the
-all-first rule of V1-TSM for short videos, adafocus.md 11.2 (both 1-based there).
+Sources: TSN-style integer segments, docs/data.md#frames; real-valued segments of Uni-AdaFocus and the
+all-first rule of V1-TSM for short videos, docs/data.md#frames (both 1-based there).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from harness.contract import ClipRequest
+from harness.contract.declarations import ClipRequest
 from harness.errors import DataError, UsageError
 
 

@@ -1,8 +1,8 @@
 """The spatial pipeline: one train and one test transform per dataset card, on uint8 frames.
 
 Training clips draw one `SpatialDraw` per clip (per request where it wants its own crop); the same draw
-applies to all frames. Sources: GroupMultiScaleCrop of TSN and the 256/224 test crop, adafocus.md 11.3
-and baselines.md 1.4; circular shift and jitter of the embedded sets, synthetic.md section 2.
+applies to all frames. Sources: GroupMultiScaleCrop of TSN and the 256/224 test crop, docs/data.md#crops; circular
+shift and jitter of the embedded sets, docs/embedded-sets.md#recipes.
 
 The shorter side is always resized first, in training too, so that cached and freshly decoded frames
 give the same clip (the papers crop from frames stored at 256 to 360 pixels).

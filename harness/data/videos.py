@@ -22,12 +22,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from harness.contract.values import plain
 from harness.data.cards import CSV_PREFIX, SIZES, DatasetCard, dataset_card
 from harness.data.check import Problem, describe, inspect
 from harness.data.decode import VideoInfo
 from harness.data.lists import CsvTable, VideoEntry, first_existing, read_classes, read_csv, read_list
 from harness.errors import DataError, UsageError
-from harness.settings import plain
 
 SPLITS = ("train", "calib", "val", "test")
 CALIB_SHARE = 0.1

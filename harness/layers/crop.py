@@ -49,7 +49,7 @@ def deformable_crop(x_NCHW: Tensor, actions_N4: Tensor, size: int, stretch: tupl
         size: P in pixels or cells.
         stretch: (low, high), see `box_stretch`.
 
-    Source: Uni-AdaFocus, its code; adafocus.md 1.2.
+    Source: Uni-AdaFocus, its code; docs/methods/building-blocks.md#patch-operators.
     """
     height, width = x_NCHW.shape[-2:]
     stretch_N2 = _stretched(actions_N4[:, 2:], stretch)
@@ -76,7 +76,7 @@ def unstretched(stretch: tuple[float, float]) -> float:
     Below 0 for a patch smaller than the smallest box, which is all the same cut out exactly. 0 where every box
     is the whole frame and none can be the patch.
 
-    Source: the authors' (P - 96) / 128; adafocus.md 8.3.
+    Source: the authors' (P - 96) / 128; docs/methods/uni-adafocus.md#losses.
     """
     low, high = stretch
     return 0.0 if low == high else (1 - low) / (high - low)
@@ -123,7 +123,7 @@ def clip_patch_gradients(actions_N2: Tensor) -> Tensor:
     """The same actions; on the way back each one's gradient is scaled down to the batch's median norm.
 
     The gradient through a bilinear crop has heavy tails: a few patches would steer the policy
-    (synthetic.md 5.9). Departs from AdaFocus V2, which does not clip.
+    (docs/embedded-sets.md#what-failed). Departs from AdaFocus V2, which does not clip.
     """
     if actions_N2.requires_grad:
         actions_N2.register_hook(_to_median)

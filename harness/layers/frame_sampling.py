@@ -27,7 +27,7 @@ def sample_frames(weights_BT: Tensor, frames: int, candidates: int, noise_BN: Te
     Raises:
         UsageError: More frames than candidates.
 
-    Source: Uni-AdaFocus, its code; adafocus.md 1.3.
+    Source: Uni-AdaFocus, its code; docs/methods/building-blocks.md#frame-sampling.
     """
     if frames > candidates:
         raise UsageError(f"{frames} frames cannot be taken out of {candidates} candidates")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from harness.contract import ParamGroup
+from harness.contract.declarations import ParamGroup
 
 
 def normal_linear(inputs: int, outputs: int, std: float = 0.001) -> nn.Linear:

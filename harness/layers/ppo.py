@@ -32,7 +32,7 @@ def discounted_returns(rewards_TB: Tensor, gamma: float) -> Tensor:
 def normalised(returns: Tensor, *, eps: float = 1e-5) -> Tensor:
     """(R - mean) / (std + eps) over all values, with the unbiased standard deviation; 0 where there is only one.
 
-    Any shape. Source: AdaFocus V1, GFNet (adafocus.md 2.4).
+    Any shape. Source: AdaFocus V1, GFNet (docs/methods/adafocus-v1.md#training).
     """
     if returns.numel() < 2:
         return torch.zeros_like(returns)
@@ -66,7 +66,8 @@ def ppo_losses(
         value_weight: Of the critic's mean squared error.
         entropy_weight: Of the bonus.
 
-    Source: Schulman et al. 2017, equations 7 and 9; constants of AdaFocus V1 and GFNet (adafocus.md 2.4).
+    Source: Schulman et al. 2017, equations 7 and 9; constants of AdaFocus V1 and GFNet
+    (docs/methods/adafocus-v1.md#training).
     """
     ratio = (log_probs - acting_log_probs.detach()).exp()
     advantage = returns - values.detach()
@@ -87,7 +88,7 @@ class ActorCritic(nn.Module):
         hidden: Width of the GRU.
         outputs: A, outputs of the actor: logits of a choice, or parameters of a density.
 
-    Source: AdaFocus V1 section 3.2; adafocus.md 2.1, 3.
+    Source: AdaFocus V1; docs/methods/adafocus-v1.md#modules, #on-tsm.
     """
 
     def __init__(self, encoder: nn.Module, code: int, hidden: int, outputs: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class RecurrentClassifier(nn.Module):
     """Logits at each of T steps, each resting on all frames so far: a GRU, dropout, one linear layer.
 
-    Source: AdaFocus V1 section 3.1; adafocus.md 2.1.
+    Source: AdaFocus V1; docs/methods/adafocus-v1.md#modules.
     """
 
     def __init__(self, dim: int, num_classes: int, *, hidden: int = 1024, dropout: float = 0.8) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-RESIZE_MODES = ("area", "bilinear", "bilinear-corners", "nearest")
+ResizeMode = Literal["area", "bilinear", "bilinear-corners", "nearest"]
 
 
 def resize(x_NCHW: Tensor, side: int, mode: str = "area") -> Tensor:

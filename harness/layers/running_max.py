@@ -25,7 +25,7 @@ class RunningMaxClassifier(nn.Module):
         dropout: Before the linear layers.
         context: Features of the whole clip that the linear layers see beside the running maximum.
 
-    Source: AdaFocus V2 section 3.1; adafocus.md 1.5.
+    Source: AdaFocus V2; docs/methods/building-blocks.md#running-max-classifier.
     """
 
     def __init__(

@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import harness.compat  # noqa: F401  (before mmaction)
+import harness.compat.imports  # noqa: F401  (before mmaction)
 from harness.errors import CheckpointError
-from harness.layers.backbones import Backbone, MBTiny, ResTiny
+from harness.layers.backbone import Backbone
+from harness.layers.tiny_networks import MBTiny, ResTiny
 
 from mmaction.models.backbones.x3d import X3D as Trunk
 from mmaction.models.backbones.x3d import BlockX3D
@@ -46,7 +47,7 @@ class X3D(Backbone3D):
     Args:
         depth: Factor on the number of blocks, 1, 2, 5, 3 per stage: 2.2 for X3D-S, 5 for X3D-L.
 
-    Source: X3D (CVPR 2020), SlowFast's code; adafocus.md 1.1.
+    Source: X3D (CVPR 2020), SlowFast's code; docs/methods/building-blocks.md#backbones.
     """
 
     dim = 432

@@ -29,21 +29,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import harness.data.clips  # noqa: F401  (registers the preprocessor that recognizers build)
 from adafocus.policy import cell_places
 from adafocus.uni_policies import per_candidate
-from harness.build import build_recognizer, full_settings
-from harness.cost.latency import set_memory_format
-from harness.cost.machine import machine, machine_lock
-from harness.cost.table import metered
+from harness.authors.parity import video
+from harness.contract.recognizer import Clips
+from harness.contract.trace import Trace
 from harness.errors import UsageError
-from harness.gate import Verdict, decide
 from harness.layers.crop import crop, deformable_crop, hard_crop
 from harness.layers.frame_sampling import sample_frames
-from harness.layers.resize import resize
-from harness.parity import video
-from harness.recognizer import Clips
-from harness.trace import Trace
+from harness.measure.cost_table import metered
+from harness.measure.gate import Verdict, decide
+from harness.measure.latency import set_memory_format
+from harness.measure.machine import machine, machine_lock
+from harness.plan.building import build_recognizer, full_settings
 
 THREADS, ROUNDS, WARMUP = 2, 7, 1
 EXIT_ROUNDS = 5
@@ -97,10 +95,10 @@ class Comparison:
 def frame_by_frame(model: Any, clips: Clips) -> Tensor:
     """AdaFocus V1 as released: glance at all frames, then policy, patch, focus network and classifier per frame.
 
-    Source: adafocus.md 2.1, 2.2.
+    Source: docs/methods/adafocus-v1.md#modules, #patch-selection.
     """
     x_BT3HW = model.normalise(clips["frames"])
-    whole_N3HW = resize(x_BT3HW.flatten(0, 1), model.glance_side, model.glance_resize)
+    whole_N3HW = model.shrink(x_BT3HW.flatten(0, 1))
     maps_BTDHW = model.glance.features(whole_N3HW).unflatten(0, x_BT3HW.shape[:2])
     acting, remembered = None, None
     logits = x_BT3HW.new_zeros(0)
@@ -117,11 +115,11 @@ def frame_by_frame(model: Any, clips: Clips) -> Tensor:
 def all_exits_v2(model: Any, clips: Clips) -> Tensor:
     """AdaFocus V2 as released: both auxiliary heads, and the classifier's heads of all steps.
 
-    Source: adafocus.md 5.1, 12.
+    Source: docs/methods/adafocus-v2.md#modules, docs/measurement.md#gflops.
     """
     x_BT3HW = model.normalise(clips["frames"])[:, model.order]
     x_N3HW = x_BT3HW.flatten(0, 1)
-    maps = model.glance.features(resize(x_N3HW, model.glance_side, model.glance_resize))
+    maps = model.glance.features(model.shrink(x_N3HW))
     glance_ND = maps.mean((2, 3))
     model.glance_head(glance_ND)
     actions_BT2, _ = model.policy(maps.unflatten(0, x_BT3HW.shape[:2]))
@@ -134,9 +132,9 @@ def all_exits_v2(model: Any, clips: Clips) -> Tensor:
 def all_exits_uni(model: Any, clips: Clips) -> Tensor:
     """Uni-AdaFocus as released: the spatial policy twice, its auxiliary head, and the heads of all 32 steps.
 
-    Source: adafocus.md 8.1, 8.2, 12.
+    Source: docs/methods/uni-adafocus.md#modules, #spatial-policy, docs/measurement.md#gflops.
     """
-    whole_N3HW = resize(model.normalise(clips["glance"].flatten(0, 1)), model.glance_side, model.glance_resize)
+    whole_N3HW = model.shrink(model.normalise(clips["glance"].flatten(0, 1)))
     maps_BTDHW = model.glance.features(whole_N3HW).unflatten(0, clips["glance"].shape[:2])
     vectors_BTD = maps_BTDHW.mean((3, 4))
     model.glance_head(vectors_BTD)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.cost.machine import fingerprint, machine_lock
-from harness.gate import GateResult, line, store_baseline
+from harness.measure.gate import GateResult, line, store_baseline
+from harness.measure.machine import fingerprint, machine_lock
 
 HERE = Path(__file__).parent
 BASELINES = HERE / "baselines"

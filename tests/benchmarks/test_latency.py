@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from harness.gate import ALPHA, CASES_PER_METHOD, GateResult, line, stored
-from harness.gate_worker import Case, cases
-from harness.registry import method_cards
+from harness.contract.registry import method_cards
+from harness.measure.gate import ALPHA, CASES_PER_METHOD, GateResult, line, stored
+from harness.measure.gate_worker import Case, cases
 
 METHODS = sorted(method_cards())
 BLOCKS, FORWARDS, WARMUP = 12, 4, 5

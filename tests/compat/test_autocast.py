@@ -10,14 +10,14 @@ import torch
 from mmengine.optim import AmpOptimWrapper
 from torch import nn
 
-from harness import compat
+from harness.compat.precision import AutocastOptimWrapper, optim_wrapper
 from harness.errors import UsageError
 from tests.compat import toy
 
 
-def wrapper(dtype: str, model: nn.Module, **options: Any) -> compat.AutocastOptimWrapper:
+def wrapper(dtype: str, model: nn.Module, **options: Any) -> AutocastOptimWrapper:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return compat.AutocastOptimWrapper(dtype, optimizer=optimizer, **options)
+    return AutocastOptimWrapper(dtype, optimizer=optimizer, **options)
 
 
 def test_mmengines_needs_a_gpu() -> None:
@@ -70,7 +70,7 @@ def test_state_round_trip() -> None:
     model = nn.Linear(2, 1)
     amp = wrapper("bfloat16", model)
     amp.load_state_dict(amp.state_dict())
-    plain = compat.optim_wrapper(torch.optim.SGD(model.parameters(), lr=0.05), "float32", device="cpu")
+    plain = optim_wrapper(torch.optim.SGD(model.parameters(), lr=0.05), "float32", device="cpu")
     amp.load_state_dict(plain.state_dict())
     assert amp.get_lr()["lr"] == [0.05]
 

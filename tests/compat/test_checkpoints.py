@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
-from harness import compat
+from harness.compat.checkpoints import AtomicCheckpointHook, latest_checkpoint, plain_checkpoint, restore_history
 from harness.errors import UsageError
 from tests.compat import toy
 
@@ -70,14 +70,14 @@ def test_interval_and_how_many_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [{"interval": 0}, {"max_keep_ckpts": 0}])
 def test_senseless_arguments_are_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="at least 1"):
-        compat.AtomicCheckpointHook(**arguments)
+        AtomicCheckpointHook(**arguments)
 
 
 def test_latest_is_by_number(tmp_path: Path) -> None:
-    assert compat.latest_checkpoint(tmp_path) is None
+    assert latest_checkpoint(tmp_path) is None
     for name in ("epoch_2.pth", "epoch_10.pth", "epoch_best.pth", ".epoch_11.pth.part", "epoch_12.pth.tmp"):
         (tmp_path / name).touch()
-    assert compat.latest_checkpoint(tmp_path) == tmp_path / "epoch_10.pth"
+    assert latest_checkpoint(tmp_path) == tmp_path / "epoch_10.pth"
 
 
 def test_last_checkpoint_is_mended(tmp_path: Path) -> None:
@@ -100,13 +100,13 @@ def test_plain_forms() -> None:
         "meta": {"classes": np.array(["a", "b"]), "mean": np.array([1.0, 2.0]), "pair": (1, np.bool_(True))},
         "param_schedulers": [{"milestones": Counter([2, 3]), "function": len, "last_step": 1}],
     }
-    compat.plain_checkpoint(checkpoint)
+    plain_checkpoint(checkpoint)
     info = checkpoint["message_hub"]["runtime_info"]
     assert type(info["epoch"]) is int and type(info["best"]) is float
     assert checkpoint["meta"]["classes"] == ["a", "b"]
     assert torch.equal(checkpoint["meta"]["mean"], torch.tensor([1.0, 2.0], dtype=torch.float64))
     assert checkpoint["meta"]["pair"] == (1, True)
     assert checkpoint["param_schedulers"] == [{"milestones": Counter([2, 3]), "last_step": 1}]
-    compat.restore_history(checkpoint)
+    restore_history(checkpoint)
     values, counts = checkpoint["message_hub"]["log_scalars"]["loss"].data
     assert values.tolist() == [1.0, 2.0] and counts.tolist() == [1.0, 1.0]

@@ -16,7 +16,8 @@ from mmengine.device import get_device
 from mmengine.dist import init_dist
 from mmengine.model import MMDistributedDataParallel
 
-from harness import compat
+from harness.compat.precision import optim_wrapper
+from harness.compat.processes import runner_launch, unwrap, world_size
 from harness.errors import UsageError
 from tests.compat import toy
 
@@ -72,16 +73,16 @@ def test_mmengines_launcher_needs_a_gpu(one_process: None) -> None:
 
 
 def test_launch_under_torchrun(one_process: None) -> None:
-    arguments = compat.runner_launch("cpu")
+    arguments = runner_launch("cpu")
     assert arguments["launcher"] == "pytorch"
     assert torch.distributed.get_backend() == "gloo"
     assert arguments["cfg"]["model_wrapper_cfg"]["device_ids"] is None
-    assert compat.world_size() == 1
+    assert world_size() == 1
 
 
 def test_launch_alone() -> None:
-    assert compat.runner_launch("cpu") == {"launcher": "none"}
-    assert compat.world_size() == 1
+    assert runner_launch("cpu") == {"launcher": "none"}
+    assert world_size() == 1
     assert get_device() == "cpu", "on a machine with a GPU too"
 
 
@@ -89,7 +90,7 @@ def test_no_gpu_is_said() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UsageError, match="no GPU"):
-        compat.runner_launch("cuda")
+        runner_launch("cuda")
 
 
 def test_ddp_bypasses_train_step(one_process: None) -> None:
@@ -102,12 +103,12 @@ def test_ddp_bypasses_train_step(one_process: None) -> None:
             self.called = True
             return super().train_step(data, optim_wrapper)
 
-    compat.runner_launch("cpu")
+    runner_launch("cpu")
     model = Own()
     wrapped = MMDistributedDataParallel(model, device_ids=None)
-    optimizer = compat.optim_wrapper(torch.optim.SGD(model.parameters(), lr=0.1), "float32", device="cpu")
+    optimizer = optim_wrapper(torch.optim.SGD(model.parameters(), lr=0.1), "float32", device="cpu")
     data = {"inputs": torch.randn(4, 8), "targets": torch.zeros(4, dtype=torch.long)}
     wrapped.train_step(data, optimizer)
     if model.called:
         pytest.skip("MMDistributedDataParallel calls the model's own train_step now")
-    assert compat.unwrap(wrapped) is model
+    assert unwrap(wrapped) is model

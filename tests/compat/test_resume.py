@@ -16,7 +16,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from harness import compat
+from harness.compat.checkpoints import latest_checkpoint
+from harness.compat.seeds import epoch_seed
 from tests.compat import toy
 
 ITERATIONS = 20  # 4 epochs of 5
@@ -87,7 +88,7 @@ def test_killed_process(tmp_path: Path, undisturbed: dict[str, Tensor]) -> None:
     killed = subprocess.run(command, env=environment(), capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert (work / ".epoch_3.pth.part").exists()
-    assert compat.latest_checkpoint(work) == work / "epoch_2.pth"
+    assert latest_checkpoint(work) == work / "epoch_2.pth"
     assert_same(toy.weights(toy.run(work)), undisturbed)
     assert not list(work.glob(".*.part"))
 
@@ -132,7 +133,7 @@ def test_history_goes_on(tmp_path: Path) -> None:
 
 def test_epoch_seed_depends_on_all_parts() -> None:
     seeds = {
-        compat.epoch_seed(seed, stage, epoch, rank)
+        epoch_seed(seed, stage, epoch, rank)
         for seed in (0, 1)
         for stage in ("a", "b")
         for epoch in (0, 1)

@@ -23,7 +23,10 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from harness import compat
+import harness.compat.checkpoints  # noqa: F401  (registers the hook that a config names)
+from harness.compat.precision import optim_wrapper
+from harness.compat.processes import runner_launch, unwrap
+from harness.compat.seeds import EpochSeedHook
 
 
 class ToyData(Dataset):
@@ -89,7 +92,7 @@ def run(
 ) -> Runner:
     """Train the toy, resuming what `work_dir` holds; returns the Runner."""
     torch.set_num_threads(1)
-    launch = compat.runner_launch(device)
+    launch = runner_launch(device)
     model, data = ToyModel(), ToyData()
     loader = DataLoader(data, batch_size=8, sampler=DefaultSampler(data, shuffle=True, seed=0))
     optimizer = torch.optim.AdamW(model.to(device).parameters(), lr=0.05)
@@ -99,13 +102,13 @@ def run(
         work_dir=str(work_dir),
         train_dataloader=loader,
         train_cfg={"by_epoch": True, "max_epochs": epochs},
-        optim_wrapper=compat.optim_wrapper(optimizer, dtype, device=device, clip_grad={"max_norm": 1.0}),
+        optim_wrapper=optim_wrapper(optimizer, dtype, device=device, clip_grad={"max_norm": 1.0}),
         param_scheduler=[schedule or {"type": "OneCycleLR", "eta_max": 0.05, "total_steps": total, "by_epoch": False}],
         default_hooks={
             "checkpoint": checkpoint or {"type": "AtomicCheckpointHook", "max_keep_ckpts": 1},
             "logger": {"type": "LoggerHook", "interval": 2},
         },
-        custom_hooks=[*([compat.EpochSeedHook(0, "toy")] if seed_hook else []), *(hooks or [])],
+        custom_hooks=[*([EpochSeedHook(0, "toy")] if seed_hook else []), *(hooks or [])],
         resume=resume,
         log_level="ERROR",
         randomness={"seed": 0},
@@ -118,7 +121,7 @@ def run(
 
 def weights(runner: Runner) -> dict[str, Tensor]:
     """Parameters and buffers of the trained model."""
-    return {name: value.detach().cpu().clone() for name, value in compat.unwrap(runner.model).state_dict().items()}
+    return {name: value.detach().cpu().clone() for name, value in unwrap(runner.model).state_dict().items()}
 
 
 if __name__ == "__main__":

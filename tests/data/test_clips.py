@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from harness.contract import ClipRequest
-from harness.data.clips import CACHE, ClipDataset, ClipPreprocessor, collate
+from harness.contract.declarations import ClipRequest
+from harness.contract.preprocessor import ClipPreprocessor
+from harness.data.clips import CACHE, ClipDataset, collate
 from harness.data.decode import decode
 from harness.data.videos import VideoSet, open_dataset
 from harness.errors import UsageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.contract import ClipRequest
+from harness.contract.declarations import ClipRequest
 from harness.data.sampling import sample, segments, subset, uniform
 from harness.errors import DataError, UsageError
 

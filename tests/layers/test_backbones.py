@@ -8,9 +8,10 @@ import pytest
 import torch
 import torchvision
 
-from harness.cost.counter import MacMeter
 from harness.errors import CheckpointError, UsageError
-from harness.layers.backbones import BACKBONES, IMAGENET_FILES, build_backbone, imagenet_state, mobilenet_from_flat
+from harness.layers.backbones import BACKBONES, IMAGENET_FILES, build_backbone, imagenet_state
+from harness.layers.image_networks import mobilenet_from_flat
+from harness.measure.counter import MacMeter
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ from harness.layers.backbones import BACKBONES, IMAGENET_FILES, build_backbone, 
     ],
 )
 def test_macs(name: str, side: int, macs: int) -> None:
-    """The published counts (adafocus.md 12) and those of the small networks (synthetic.md 2)."""
+    """The published counts (docs/measurement.md#gflops) and those of docs/embedded-sets.md#networks."""
     with torch.device("meta"), torch.no_grad(), MacMeter() as meter:
         build_backbone(name).eval()(torch.empty(1, 3, side, side))
     assert meter.total == macs
@@ -69,7 +70,7 @@ def test_map_and_vector(name: str) -> None:
     [("resnet18", 8), ("resnet34", 16), ("resnet50", 16), ("mobilenet_v2", 10), ("restiny", 3), ("mbtiny", 2)],
 )
 def test_shifted_places(name: str, places: int) -> None:
-    """As many as in the TSM authors' networks (adafocus.md 1.1); parameters keep their names."""
+    """As many as in the TSM authors' networks (docs/methods/tsn-tsm.md#tsm); parameters keep their names."""
     with torch.device("meta"):
         shifted, plain = build_backbone(name, shift=True), build_backbone(name)
     assert shifted.shift is not None and shifted.shift.places == places

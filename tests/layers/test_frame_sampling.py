@@ -1,4 +1,4 @@
-"""Frames from importance weights: hand-computed cases of adafocus.md 1.3, and what always holds."""
+"""Frames from importance weights: cases of docs/methods/building-blocks.md#frame-sampling by hand."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def test_later_frames_do_not_change_earlier_steps() -> None:
 
 
 def test_published_size() -> None:
-    """adafocus.md 13: 26.75 M parameters for MobileNetV2 + ResNet-50 features, 16 steps, 200 classes."""
+    """26.75 M parameters for MobileNetV2 + ResNet-50 features, 16 steps, 200 classes, as in the authors' files."""
     classifier = RunningMaxClassifier(1280 + 2048, 200, 16)
     mlp = 3328 * 4096 + 4096 + 2 * 4096
     assert sum(p.numel() for p in classifier.parameters()) == mlp + 16 * (4096 * 200 + 200) == 26_754_176

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-import harness.compat  # noqa: F401  (before mmaction)
+import harness.compat.imports  # noqa: F401  (before mmaction)
 from harness.errors import UsageError
 from harness.layers.temporal_shift import TemporalShift, temporal_shift
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adafocus.tsm_net import ShiftedNet, TwoHeadNet
+from adafocus.clip_nets import ShiftedNet, TwoHeadNet
 
 
 def frames(count: int = 6) -> torch.Tensor:

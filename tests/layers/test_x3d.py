@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.artifacts import read_weights
-from harness.cost.counter import MacMeter
 from harness.errors import CheckpointError, UsageError
 from harness.layers.backbones import build_backbone, imagenet_state
 from harness.layers.x3d import X3D, from_slowfast, slowfast_head
+from harness.measure.counter import MacMeter
+from harness.store.artifacts import read_weights
 
 HEAD = 432 * 2048 + 2048 * 400
 
@@ -39,7 +39,7 @@ def slowfast_names(net: X3D) -> dict[str, Tensor]:
     ("name", "frames", "side", "macs"), [("x3d_s", 16, 160, 2_415_437_312), ("x3d_l", 32, 128, 5_984_488_160)]
 )
 def test_published_macs(name: str, frames: int, side: int, macs: int) -> None:
-    """adafocus.md 12, where the classifier is counted once per clip."""
+    """docs/measurement.md#gflops, where the classifier is counted once per clip."""
     with torch.device("meta"), torch.no_grad(), MacMeter() as meter:
         maps = build_backbone(name).eval().features(torch.empty(frames, 3, side, side), frames)
     assert meter.total == macs - HEAD

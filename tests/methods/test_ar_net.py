@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-import harness.data.clips  # noqa: F401  (registers the preprocessor)
 from baselines.ar_net import ARNet
-from harness.contract import Stage
-from harness.cost.table import metered
+from harness.contract.declarations import Stage
+from harness.contract.trace import Trace
 from harness.errors import UsageError
 from harness.layers import gumbel
-from harness.trace import Trace
+from harness.measure.cost_table import metered
 
 from mmaction.structures import ActionDataSample
 

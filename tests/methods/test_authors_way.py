@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from harness.contract.trace import Trace
 from harness.errors import UsageError
-from harness.gate import decide
-from harness.trace import Trace
+from harness.measure.gate import decide
 from tests.benchmarks import authors_way
 from tests.benchmarks.authors_way import (
     AUTHORS_WAY,

@@ -1,4 +1,4 @@
-"""The contract of harness/recognizer.py, asked of every method of the registry; a new method gets it unasked.
+"""The contract of harness/contract/recognizer.py, asked of every method of the registry; a new method gets it unasked.
 
 The papers' ablations are methods too.
 
@@ -19,17 +19,16 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-import harness.data.clips  # noqa: F401  (registers the preprocessor)
-from harness.build import build_recognizer, constructor_settings, full_settings
-from harness.contract import EMPTY, OperatingPoint, Stage, below
-from harness.cost.table import CostTable, metered, whole_check
-from harness.recognizer import EfficientRecognizer
-from harness.registry import method_card, method_cards, recognizer_class
-from harness.settings import plain
-from harness.suites import cells, suite
-from harness.trace import Trace
-from harness.training import build_optimizer
-from harness.work import read_stage
+from harness.contract.declarations import EMPTY, OperatingPoint, Stage, below
+from harness.contract.recognizer import EfficientRecognizer
+from harness.contract.registry import method_card, method_cards, recognizer_class
+from harness.contract.trace import Trace
+from harness.contract.values import plain
+from harness.measure.cost_table import CostTable, metered, whole_check
+from harness.plan.building import build_recognizer, constructor_settings, full_settings
+from harness.plan.suites import cells, suite
+from harness.plan.units import read_stage
+from harness.work.optimization import build_optimizer
 
 from mmaction.registry import MODELS
 from mmaction.structures import ActionDataSample

@@ -11,13 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import harness.data.clips  # noqa: F401  (registers the preprocessor)
-from harness.build import build_recognizer, constructor_settings, full_settings
-from harness.contract import EMPTY, Stage
-from harness.recognizer import EfficientRecognizer
-from harness.registry import method_cards, recognizer_class
-from harness.trace import Trace
-from harness.training import build_optimizer
+from harness.contract.declarations import EMPTY, Stage
+from harness.contract.recognizer import EfficientRecognizer
+from harness.contract.registry import method_cards, recognizer_class
+from harness.contract.trace import Trace
+from harness.plan.building import build_recognizer, constructor_settings, full_settings
+from harness.work.optimization import build_optimizer
 
 from mmaction.structures import ActionDataSample
 

@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-import harness.data.clips  # noqa: F401  (registers the preprocessor)
-from harness.recipes import paper_recipe, recipes
-from harness.registry import recognizer_class
+from harness.contract.registry import recognizer_class
+from harness.plan.recipes import paper_recipe, recipes
 
 DESCENT = {"optimizer": "SGD", "momentum": 0.9, "schedule": "cosine", "clip_grad": None}
 ADAM = {"optimizer": "Adam", "schedule": "constant", "clip_grad": None, "weight_decay": 0.0}
 
-# adafocus.md 2.4: learning rates by module
+# Source: docs/methods/adafocus-v1.md, training: learning rates by module
 V1 = {
     "glance": {"epochs": 15, "batch_size": 64, "weight_decay": 1e-4, "lr": 0.01, "rates": {}, **DESCENT},
     "focus": {"epochs": 15, "batch_size": 64, "weight_decay": 1e-4, "lr": 0.01, "rates": {}, **DESCENT},
@@ -32,7 +31,7 @@ V1 = {
 V1_KINETICS = V1 | {"finetune": V1["finetune"] | {"lr": 5e-4}}
 V1_SETTINGS = {"dropout": 0.8, "head_dropout": 0.2, "gamma": 0.7, "entropy_weight": 0.01, "reward": "random"}
 
-# adafocus.md 3
+# Source: docs/methods/adafocus-v1.md, on-tsm
 STEPS = DESCENT | {"schedule": "step", "milestones": (20, 40), "clip_grad": 20.0}
 V1_TSM = {
     "glance": {"epochs": 50, "batch_size": 64, "weight_decay": 5e-4, "lr": 0.01, "rates": {}, **STEPS},
@@ -50,7 +49,7 @@ V1_TSM = {
 }
 V1_TSM_SETTINGS = {"patch_size": 144, "dropout": 0.5, "action_std": 0.25, "align_crops": False}
 
-# adafocus.md 5.4
+# Source: docs/methods/adafocus-v2.md, training
 V2 = {
     "epochs": 50,
     "batch_size": 32,
@@ -66,7 +65,7 @@ V2_KINETICS = V2 | {
 }
 V2_SETTINGS = {"patch_size": 128, "dropout": 0.2, "head_dropout": 0.2, "order": "middle-first", "exit_score": "logit"}
 
-# adafocus.md 7
+# Source: docs/methods/adafocus-v2.md, on-tsm
 V2_TSM = {
     "epochs": 50,
     "batch_size": 32,

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import harness.data.clips  # noqa: F401  (registers the preprocessor)
 from baselines.tsm import TSM
 from baselines.tsn import TSN
-from harness.cost.table import metered
-from harness.trace import Trace
+from harness.contract.trace import Trace
+from harness.measure.cost_table import metered
 
 
 def clip(frames: int, side: int = 64, videos: int = 2) -> dict[str, Tensor]:

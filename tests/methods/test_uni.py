@@ -1,6 +1,6 @@
 """Uni-AdaFocus: who learns from what, which frames and boxes are looked at, exits that stop, published costs.
 
-Gradient routing: adafocus.md 8.2, 8.3.
+Gradient routing: docs/methods/uni-adafocus.md#spatial-policy, #losses.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import harness.data.clips  # noqa: F401  (registers the preprocessor)
 from adafocus.uni import UniAdaFocus
-from harness.cost.counter import MacMeter
+from harness.contract.exits import NEVER
+from harness.contract.trace import Trace
 from harness.errors import UsageError
-from harness.layers.exits import NEVER
-from harness.recipes import recipes
-from harness.trace import Trace
-from harness.training import build_optimizer
+from harness.measure.counter import MacMeter
+from harness.plan.recipes import recipes
+from harness.work.optimization import build_optimizer
 
 from mmaction.structures import ActionDataSample
 
@@ -29,9 +28,9 @@ def build(**settings: Any) -> UniAdaFocus:
     torch.manual_seed(0)
     base = {**UniAdaFocus.settings_for("tiny", 64), "policies_centred": False, "size_weight": 1.0}
     model = UniAdaFocus(5, resolution=64, **{**base, **settings})
-    if model.temporal == "learned":
+    if model.policies.temporal == "learned":
         nn.init.normal_(model.temporal_policy.Tconv[6].weight, std=2.0)
-    if model.spatial == "learned":
+    if model.policies.spatial == "learned":
         nn.init.normal_(model.spatial_policy.encoder[9].weight, std=0.5)
     return model.eval()
 
@@ -106,7 +105,7 @@ def test_switches(settings: dict[str, Any], gone: set[str]) -> None:
 
 
 def test_weights_of_the_losses() -> None:
-    """Glance steps and focus steps share one mean (adafocus.md 8.3); the two passes count half each."""
+    """Glance steps and focus steps share one mean (docs/methods/uni-adafocus.md#losses); both passes count half."""
     model = build(dropout=0.0, head_dropout=0.0, deformable=False, temporal="uniform", frames=4)
     nn.init.zeros_(model.spatial_policy.encoder[9].weight)
     noise = torch.full((4, 4, 3), 0.5)  # random patches in the middle, as the learned ones
@@ -289,7 +288,7 @@ def test_a_few_steps_reduce_the_loss() -> None:
     assert history[-1] < 0.8 * history[0]
 
 
-CONSTANTS = {  # adafocus.md 12, multiply-accumulates of a video without batch norms, 200 classes
+CONSTANTS = {  # docs/measurement.md#gflops, multiply-accumulates of a video without batch norms, 200 classes
     "glance": 16 * 299_494_272,
     "spatial policy": 822_484_992,
     "temporal policy": 4_129_792,
@@ -321,7 +320,7 @@ def test_published_cost(patch: int, published: float) -> None:
 
 
 def test_published_exit_costs() -> None:
-    """adafocus.md 12: 16 glances, from exit 1 on both policies, and a patch per exit; heads where they are asked."""
+    """docs/measurement.md#cost-of-exits: 16 glances, from exit 1 on both policies, a patch per exit;."""
     model, frames = paper(128, "cpu")
     measured = []
     for step in (0, 1):
@@ -346,7 +345,7 @@ def test_published_exit_costs() -> None:
 def test_paper_recipes(
     dataset: str, classes: int, batch: int, lr: float, decay: float, prior: float, head_dropout: float
 ) -> None:
-    """adafocus.md 8.1, 8.4, 8.5; the model is built with the recipe's settings."""
+    """docs/methods/uni-adafocus.md#modules, #training, #early-exits; the model is built with the recipe's settings."""
     recipe = next(r for r in recipes() if (r.method, r.dataset) == ("uni-adafocus", dataset))
     (stage,) = recipe.stages
     assert (stage.batch_size, stage.epochs, stage.lr, stage.weight_decay) == (batch, 50, lr, decay)

@@ -1,6 +1,6 @@
 """Uni-AdaFocus on TSM and on X3D: who learns from what, one box per video, the exit, published costs and recipes.
 
-Gradient routing: adafocus.md 9.
+Gradient routing: docs/methods/uni-adafocus.md#on-tsm.
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import harness.data.clips  # noqa: F401  (registers the preprocessor)
 from adafocus.uni_clip import TINY_DEPARTURES, UniClip
 from adafocus.uni_tsm import UniAdaFocusTSM
 from adafocus.uni_x3d import HEAD_DEPARTURE, UniAdaFocusX3D
-from harness.artifacts import load_into
-from harness.cost.counter import MacMeter
+from harness.authors.official import convert
+from harness.contract.exits import NEVER
+from harness.contract.registry import authors_module, method_card, method_cards
+from harness.contract.trace import Trace
 from harness.errors import UsageError
 from harness.layers.backbones import imagenet_state
 from harness.layers.crop import deformable_crop
-from harness.layers.exits import NEVER
 from harness.layers.frame_sampling import sample_frames
-from harness.official import convert
-from harness.recipes import paper_recipe
-from harness.registry import method_cards
-from harness.trace import Trace
-from harness.training import build_optimizer
+from harness.measure.counter import MacMeter
+from harness.plan.recipes import paper_recipe
+from harness.store.artifacts import load_into
+from harness.work.optimization import build_optimizer
 
 METHODS = [UniAdaFocusTSM, UniAdaFocusX3D]
 VIDEOS = 3
-PAIRS = Path(__file__).parents[1] / "parity" / "data"
+PAIRS = Path(__file__).parents[1] / "authors" / "data"
 
 both = pytest.mark.parametrize("cls", METHODS)
 
@@ -131,14 +130,14 @@ def test_passes_are_averaged(cls: type[UniClip]) -> None:
 @pytest.mark.parametrize(
     ("cls", "settings", "batches"),
     [
-        (UniAdaFocusTSM, {}, [VIDEOS * 8] * 2),
+        (UniAdaFocusTSM, {}, [2 * VIDEOS * 8]),
         (UniAdaFocusX3D, {}, [2 * VIDEOS * 8]),
         (UniAdaFocusTSM, {"random_pass": False}, [VIDEOS * 8]),
         (UniAdaFocusX3D, {"random_pass": False}, [VIDEOS * 8]),
     ],
 )
 def test_calls_of_the_focus_network(cls: type[UniClip], settings: dict[str, Any], batches: list[int]) -> None:
-    """Batch norm sees learned and random patches apart on TSM (adafocus.md 7), together on X3D."""
+    """Batch norm sees learned and random patches together (docs/methods/uni-adafocus.md#on-tsm)."""
     model = build(cls, **settings)
     seen: list[int] = []
     first = next(module for module in model.focus.backbone.modules() if isinstance(module, nn.BatchNorm2d))
@@ -248,23 +247,8 @@ def test_official_files_leave_nothing_over(name: str, cls: type[UniClip]) -> Non
     with torch.device("meta"):
         expected = cls(**converted.settings).state_dict()
     assert {k: v.shape for k, v in converted.state.items()} == {k: v.shape for k, v in expected.items()}
-    assert all(other.from_official(file) is None for other in METHODS if other is not cls)
-
-
-def test_x3d_has_its_swish_everywhere() -> None:
-    """Parity takes it out of the model that it compares; no other is built without."""
-    shapes = json.loads((PAIRS / "uni_x3d.json").read_text())["tensors"]
-    file = {"state_dict": {f"module.{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()}}
-    converted = convert(file)
-    for settings in (converted.settings, {"num_classes": 400, **UniAdaFocusX3D.settings_for("paper", 224)}):
-        with torch.device("meta"):
-            model = UniAdaFocusX3D(**settings)
-        model.load_state_dict(converted.state, assign=True)
-        blocks = {name: model.get_submodule(f"{name}.backbone").blocks() for name in ("glance", "focus")}
-        assert {name: len(found) for name, found in blocks.items()} == {"glance": 26, "focus": 55}
-        x = torch.linspace(-3, 3, 7)
-        for block in (*blocks["glance"], *blocks["focus"]):
-            torch.testing.assert_close(block.swish(x), x * torch.sigmoid(x))
+    others = [authors_module(method_card(name_of(other))) for other in METHODS if other is not cls]
+    assert all(other.from_official(file) is None for other in others)
 
 
 # -- published costs -------------------------------------------------------------------------------
@@ -293,7 +277,7 @@ def macs(model: UniClip, point: Mapping[str, Any], *, everything: bool = False) 
     ("patch", "frames", "published"), [(96, 8, 8.824), (96, 12, 11.83), (128, 12, 18.837), (128, 16, 24.178)]
 )
 def test_published_cost_on_tsm(patch: int, frames: int, published: float) -> None:
-    """adafocus.md 12; both heads of both networks are in the published constants."""
+    """docs/measurement.md#gflops; both heads of both networks are in the published constants."""
     model = full_size(UniAdaFocusTSM, 174, patch_size=patch, focus_frames=frames)
     found = macs(model, {}, everything=True)
     assert found["glance"] == 8 * 299_494_272 and found["glance head"] == 8 * 445_440
@@ -354,7 +338,7 @@ def test_paper_recipes(
     policies: float,
     settings: dict[str, Any],
 ) -> None:
-    """adafocus.md 9 and 10; the model is built with the recipe's settings."""
+    """docs/methods/uni-adafocus.md#on-tsm, #on-x3d; the model is built with the recipe's settings."""
     recipe = paper_recipe(method, dataset, "paper")
     assert recipe is not None
     assert recipe.settings == {**settings, "size_weight": size}
@@ -381,7 +365,7 @@ def test_paper_recipes(
 
 
 def test_x3ds_heads_start_as_the_published_classifier() -> None:
-    """All four of them; the tensors of the files fit (adafocus.md 10)."""
+    """All four of them; the tensors of the files fit (docs/methods/uni-adafocus.md#on-x3d)."""
     model = full_size(UniAdaFocusX3D, 400)
     for net in (model.glance, model.focus):
         for head in (net.head, net.aux_head):

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-import harness.data.clips  # noqa: F401  (registers the preprocessor)
+from adafocus.authors.v1 import parity
 from adafocus.policy import cell_places
-from adafocus.rewards import REWARDS, keep_rewards, patch_rewards
+from adafocus.rewards import Reward, keep_rewards, patch_rewards
 from adafocus.v1 import CPU_PATCHES, AdaFocusV1
-from harness.contract import EMPTY, Stage
-from harness.cost.counter import MacMeter
+from harness.authors.official import convert
+from harness.authors.parity import ParityCase
+from harness.contract.declarations import EMPTY, Stage
+from harness.contract.trace import Trace
 from harness.errors import CheckpointError, UsageError
 from harness.layers.crop import hard_crop
 from harness.layers.recurrent import RecurrentClassifier
-from harness.official import convert
-from harness.parity import ParityCase
-from harness.recipes import recipes
-from harness.trace import Trace
+from harness.measure.counter import MacMeter
+from harness.plan.recipes import recipes
 
 from mmaction.structures import ActionDataSample
 
-PAIRS = Path(__file__).parents[1] / "parity" / "data"
+PAIRS = Path(__file__).parents[1] / "authors" / "data"
 VIDEOS, FRAMES = 3, 8
 
 
@@ -59,7 +59,7 @@ def features(model: AdaFocusV1, x_BT3HW: Tensor, actions_BT2: Tensor) -> Tensor:
     """The classifier's input, video by video and frame by frame."""
     return torch.stack([
         torch.stack([
-            torch.cat((model.glance(model._shrink(x[None]))[0], model.focus(hard_crop(x[None], a[None], 32))[0]))
+            torch.cat((model.glance(model.shrink(x[None]))[0], model.focus(hard_crop(x[None], a[None], 32))[0]))
             for x, a in zip(video, places, strict=True)
         ])
         for video, places in zip(x_BT3HW, actions_BT2, strict=True)
@@ -116,7 +116,7 @@ def test_rewards_are_what_a_walk_through_the_frames_gives() -> None:
     classifier = RecurrentClassifier(5, 4, hidden=6, dropout=0.0).eval()
     glance, focus, random = torch.randn(2, 3, 2), torch.randn(2, 3, 3), torch.randn(2, 3, 3)
     keep, target = torch.tensor([[1, 0, 1], [0, 1, 1]]), torch.tensor([3, 1])
-    got = {kind: patch_rewards(kind, classifier, glance, focus, random, target) for kind in REWARDS}
+    got = {kind: patch_rewards(kind, classifier, glance, focus, random, target) for kind in get_args(Reward)}
     got["keep"] = keep_rewards(classifier, glance, focus, keep, 0.1, target)
     for video in range(2):
 
@@ -235,7 +235,7 @@ def test_skipped_patches_are_not_computed() -> None:
 
 def maps(model: AdaFocusV1) -> Tensor:
     x = model.normalise(clip()["frames"])
-    return model.glance.features(model._shrink(x.flatten(0, 1))).unflatten(0, x.shape[:2])
+    return model.glance.features(model.shrink(x.flatten(0, 1))).unflatten(0, x.shape[:2])
 
 
 @torch.inference_mode()
@@ -314,7 +314,7 @@ def test_copies_of_the_policy_that_differ_are_reported() -> None:
 
 
 def test_other_pairs_are_not_ours() -> None:
-    assert AdaFocusV1.parity(ParityCase("other", {"method": "AdaFocus V2"}, {"logits": np.zeros(1)})) is None
+    assert parity(ParityCase("other", {"method": "AdaFocus V2"}, {"logits": np.zeros(1)})) is None
 
 
 @pytest.mark.parametrize("recipe", [r for r in recipes() if r.method in ("adafocus-v1", "adafocus-v1-plus")])

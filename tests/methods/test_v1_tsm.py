@@ -1,6 +1,6 @@
 """AdaFocus V1 on TSM: what each stage trains, rewards, places, the policy's statistics, the paper's recipes.
 
-Stages: adafocus.md 3 and 14.1.
+Stages: docs/methods/adafocus-v1.md#on-tsm, #learning-rates.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import harness.data.clips  # noqa: F401  (registers the preprocessor)
-from adafocus.tsm_net import stacked
+from adafocus.authors.v1_tsm import from_official
+from adafocus.clip_nets import stacked
 from adafocus.v1_tsm import AdaFocusV1TSM
-from harness.contract import Stage
+from harness.contract.declarations import Stage
+from harness.contract.trace import Trace
 from harness.errors import CheckpointError, UsageError
-from harness.layers.batch_norm import batch_statistics
 from harness.layers.crop import hard_crop
-from harness.trace import Trace
-from harness.training import optimizer_groups
+from harness.work.optimization import optimizer_groups
 
 from mmaction.structures import ActionDataSample
 
@@ -158,23 +157,9 @@ def test_policy_moves_towards_the_better_places(monkeypatch: pytest.MonkeyPatch)
     assert torch.sigmoid(out).mean() > 0.7
 
 
-def test_the_batchs_own_statistics_leave_no_trace() -> None:
-    model = build(policy_statistics="batch")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.inference_mode():
-        own = model.infer(clips(), trace=Trace(4))
-        first = model.infer({n: c[:2] for n, c in clips().items()}, trace=Trace(2))
-    assert not torch.allclose(own[:2], first)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not any(module.training for module in model.modules())
-    with pytest.raises(UsageError, match="two videos"):
-        model.infer(clips(1), trace=Trace(1))
-
-
-@pytest.mark.parametrize("statistics", ["running", "batch"])
-def test_fine_tuning_and_test_look_at_the_same_places(statistics: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both follow `policy_statistics`."""
-    model = build(policy_statistics=statistics)
+def test_fine_tuning_and_test_look_at_the_same_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both use what training collected in the policy's batch norms."""
+    model = build()
     with torch.inference_mode():
         trace = Trace(4, details=True)
         model.infer(clips(), trace=trace)
@@ -187,19 +172,6 @@ def test_fine_tuning_and_test_look_at_the_same_places(statistics: str, monkeypat
     torch.testing.assert_close(seen[0][:, 0], top, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("tracking", [True, False])
-@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm])
-def test_batch_norms_get_their_ways_back(kind: Any, tracking: bool) -> None:
-    norm = kind(3).eval()
-    norm.track_running_stats = tracking
-    with batch_statistics(norm):
-        assert norm.training and not norm.track_running_stats
-        if kind is nn.BatchNorm1d:
-            out = norm(5 + torch.randn(64, 3))
-            torch.testing.assert_close(out.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
-    assert (norm.training, norm.track_running_stats) == (False, tracking)
-
-
 def test_a_file_without_policy_is_refused() -> None:
     content = {
         "glancer": {"net.classifier.weight": torch.zeros(5, 1280)},
@@ -208,10 +180,10 @@ def test_a_file_without_policy_is_refused() -> None:
         "policy": None,
     }
     with pytest.raises(CheckpointError, match="without policy"):
-        AdaFocusV1TSM.from_official(content)
+        from_official(content)
 
 
-@pytest.mark.parametrize("settings", [{"patch_size": 65}, {"samples": 0}, {"policy_statistics": "own"}])
+@pytest.mark.parametrize("settings", [{"patch_size": 65}, {"samples": 0}])
 def test_wrong_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         build(**settings)

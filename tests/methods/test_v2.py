@@ -1,6 +1,6 @@
 """AdaFocus V2: who learns from what, exits that stop, and the order of frames.
 
-Gradient routing: adafocus.md 5.3.
+Gradient routing: docs/methods/adafocus-v2.md#losses.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import harness.data.clips  # noqa: F401  (registers the preprocessor)
 from adafocus.order import frame_order
 from adafocus.policy import PatchPolicy, scattered
 from adafocus.v2 import AdaFocusV2
-from harness.contract import EMPTY
-from harness.cost.counter import MacMeter
+from harness.contract.declarations import EMPTY
+from harness.contract.exits import NEVER
+from harness.contract.trace import Trace
 from harness.errors import UsageError
-from harness.layers.exits import NEVER
-from harness.trace import Trace
+from harness.measure.counter import MacMeter
 
 from mmaction.structures import ActionDataSample
 
@@ -282,14 +281,14 @@ def test_training_parts_are_counted_apart() -> None:
 
 
 def test_tiny_networks_cost_a_third_of_the_full_frames() -> None:
-    """synthetic.md 3: 21.2 MMAC per video against 68.0 of TSN at full resolution."""
+    """docs/embedded-sets.md#networks: 21.2 MMAC per video against 68.0 of TSN at full resolution."""
     model = build()
     with torch.inference_mode(), MacMeter() as meter:
         model.infer(clip(1), trace=Trace(1))
     assert meter.total / 1e6 == pytest.approx(21.2, abs=0.3)
 
 
-PER_FRAME = {  # adafocus.md 12, multiply-accumulates without batch norms
+PER_FRAME = {  # docs/measurement.md#gflops, multiply-accumulates without batch norms
     "glance": 299_494_272,
     "policy": 4_014_080 + 6_422_528 + 25_165_824 + 4_096,
     "classifier": 13_631_488,

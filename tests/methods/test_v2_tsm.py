@@ -1,6 +1,6 @@
 """AdaFocus V2 on TSM: who learns from what, one box per video, the two clips, the paper's recipes.
 
-Gradient routing: adafocus.md 7.
+Gradient routing: docs/methods/adafocus-v2.md#on-tsm.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import harness.data.clips  # noqa: F401  (registers the preprocessor)
 from adafocus.v2_tsm import AdaFocusV2TSM
-from harness.build import build_recognizer, full_settings
+from harness.contract.trace import Trace
 from harness.errors import UsageError
 from harness.layers.crop import crop
-from harness.trace import Trace
+from harness.plan.building import build_recognizer, full_settings
 
 CLIP = {"focus_frames": 12, "patch_size": 32}
 LEARNERS = {

@@ -1,4 +1,4 @@
-"""Fabricated records: small, synthetic, committed through harness.records as a run commits them."""
+"""Fabricated records: small, synthetic, committed through harness.store.records as a run commits them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import metrics
-from harness.protocol import Protocol
-from harness.records import Record, commit_record, write_json
-from harness.settings import digest, plain
+from harness.contract.values import digest, plain
+from harness.measure import metrics
+from harness.plan.protocol import Protocol
+from harness.store.files import write_json
+from harness.store.records import Record, commit_record
 
 CLASSES = 10
 
@@ -192,7 +193,7 @@ class Factory:
                 "platform": "Linux",
                 "command": ["bench.py", "run", "quick"],
             },
-            "sources": {"harness.metrics": "abc"},
+            "sources": {"harness.measure.metrics": "abc"},
             **overrides,
         }
         overlay = self._overlay(rng, fake) if fake.looks else None

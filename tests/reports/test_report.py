@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 
 import reports
-from harness.cost.published import published_results
+from harness.authors.published import published_results
 from harness.errors import BenchError
-from harness.protocol import Protocol
-from harness.records import write_json
+from harness.plan.protocol import Protocol
+from harness.store.files import write_json
 from reports import plots, tables
 from reports.collect import collect, pareto
 from tests.reports.conftest import AR_NET, RANDOM, TSN, V2, Factory

@@ -1,0 +1,79 @@
+"""What replaying recorded pairs (harness.authors.parity) with the AdaFocus family needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from harness.authors.official import Converted
+from harness.authors.parity import ParityCase, video
+from harness.contract.recognizer import EfficientRecognizer
+from harness.contract.trace import Trace
+from harness.errors import CheckpointError, UsageError
+
+Recognizer = TypeVar("Recognizer", bound=EfficientRecognizer)
+Reader = Callable[..., Converted | None]
+
+
+def is_evaluation(case: ParityCase, method: str) -> bool:
+    """Whether the pair is an evaluation of the method, as the authors call it."""
+    return case.spec.get("method") == method and not case.training
+
+
+def load(cls: type[Recognizer], from_official: Reader, case: ParityCase, **given: Any) -> Recognizer:
+    """`cls` with the pair's weights, read through `from_official`, in eval mode.
+
+    Raises:
+        CheckpointError: It is not of that method.
+    """
+    converted = from_official(tensors(case), patch_size=case.spec["patch_size"], **given)
+    if converted is None:
+        raise CheckpointError(f"{case.name}: {cls.__name__} does not know the pair's checkpoint")
+    model = cls(**converted.settings, data_preprocessor={"type": "BaseDataPreprocessor"})
+    model.load_state_dict(converted.state)
+    return model.eval()
+
+
+def tensors(case: ParityCase) -> dict[str, Any]:
+    """The authors' file of a pair as it would be read from disk."""
+    checkpoint = case.checkpoint()
+    if all(isinstance(value, Mapping) for value in checkpoint.values()):
+        return {part: {n: torch.from_numpy(v) for n, v in group.items()} for part, group in checkpoint.items()}
+    return {f"module.{name}": torch.from_numpy(value) for name, value in checkpoint.items()}
+
+
+def catch(seen: dict[str, Any], name: str, part: nn.Module) -> RemovableHandle:
+    """Keep what `part` returns as `seen[name]` until the handle is removed."""
+    return part.register_forward_hook(lambda _module, _inputs, output: seen.update({name: output}))
+
+
+def places(trace: Trace, steps: int) -> Tensor:
+    """Where `infer` looked (B, steps, 2), out of the boxes that it noted: 0 to 1 from border to border."""
+    found = torch.full((trace.videos, steps, 2), torch.nan)
+    for row, step, _, top, left, height, width in trace.boxes:
+        found[row, step] = torch.tensor([top / (1 - height), left / (1 - width)])
+    return found
+
+
+def to_numpy(outputs: Mapping[str, Tensor | None]) -> dict[str, Any]:
+    """Tensors as arrays."""
+    return {name: value.detach().numpy() for name, value in outputs.items() if value is not None}
+
+
+def two_clips(case: ParityCase) -> tuple[Tensor, Tensor]:
+    """The clips (B, T, 3, H, W) of a pair with two: `input` tells their shapes, the second's seed is the next."""
+    shapes = [
+        tuple(map(int, found)) for found in re.findall(r"\((\d+),(\d+)\*3,(\d+),(\d+)\)", case.spec["input"])
+    ]
+    if len(shapes) != 2:
+        raise UsageError(f"{case.name}: input {case.spec['input']!r} does not tell of two clips")
+    first, second = (
+        torch.from_numpy(video(case.spec["input_seed"] + offset, (batch, frames * 3, height, width)))
+        for offset, (batch, frames, height, width) in enumerate(shapes)
+    )
+    return first.unflatten(1, (-1, 3)), second.unflatten(1, (-1, 3))

@@ -1,0 +1,48 @@
+"""What all of the AdaFocus family have: a light network that glances at frames, a deep one that sees patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from adafocus.settings import Networks
+from harness.contract.recognizer import EfficientRecognizer
+from harness.layers.crop import check_patch_size
+from harness.layers.resize import resize
+
+
+class GlanceAndFocus(EfficientRecognizer):
+    """Base class of the family; a subclass builds the two networks as `glance` and `focus`.
+
+    Args:
+        num_classes: C.
+        patch_size: P in pixels.
+        networks: See Networks.
+
+    Attributes:
+        glance_side: Side in pixels at which the glance network sees frames.
+        networks: The settings of both networks.
+    """
+
+    glance: Any
+    focus: Any
+
+    def __init__(self, num_classes: int, *, patch_size: int, networks: Networks, **kwargs: Any) -> None:
+        super().__init__(num_classes, **kwargs)
+        check_patch_size(patch_size, self.resolution)
+        self.patch_size, self.networks = patch_size, networks
+        self.glance_side = networks.glance_side or self.resolution
+
+    def shrink(self, x_N3HW: Tensor) -> Tensor:
+        """Frames as the glance network sees them."""
+        return resize(x_N3HW, self.glance_side, self.networks.glance_resize)
+
+    @property
+    def map_side(self) -> int:
+        """Height and width of the glance network's map."""
+        return -(-self.glance_side // self.glance.stride)
+
+    def frame_head(self, dim: int, dropout: float) -> nn.Sequential:
+        """A classifier of single frames."""
+        return nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, self.num_classes))

@@ -1,0 +1,44 @@
+"""From what was typed to values: lists, method names, devices."""
+
+from __future__ import annotations
+
+from harness.contract.registry import method_card
+from harness.contract.values import split_outside_brackets
+from harness.errors import UsageError
+
+
+def comma_separated(text: str | None) -> tuple[str, ...]:
+    """The non-empty parts of a comma-separated option."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def method_names(text: str | None) -> tuple[str, ...]:
+    """The methods of a comma-separated option, each as its card writes it; UsageError for an unknown one.
+
+    Commas in brackets belong to a name: `adafocus-v2[random_pass=false,dropout=0],tsn`.
+    """
+    return tuple(dict.fromkeys(method_card(name).name for name in split_outside_brackets(text or "")))
+
+
+def integers(option: str, text: str) -> tuple[int, ...]:
+    """The numbers of a comma-separated option, 1 or more each."""
+    try:
+        values = tuple(int(part) for part in comma_separated(text))
+    except ValueError:
+        raise UsageError(f"{option} takes comma-separated numbers, not {text!r}") from None
+    if any(v < 1 for v in values):
+        raise UsageError(f"{option}: numbers must be at least 1, not {text!r}")
+    return values
+
+
+def resolve_device(device: str) -> str:
+    """`auto`, `cpu` or `cuda` to what is there."""
+    import torch  # seconds, which wrong usage need not wait for
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device must be cpu, cuda or auto, not {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no GPU here; use --device cpu, or see `bench.py doctor`")
+    return device

@@ -1,0 +1,99 @@
+"""Options of `bench.py` that stand in several commands, and the long list of `run`. No torch.
+
+A group is a parameter of a command's function (harness.contract.groups): its fields become options.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from harness.contract.groups import settings
+
+WorkDir = Annotated[Path, Option("--work-dir", "-w", help="Folder of artifacts, records and reports.")]
+DataRoot = Annotated[Path, Option("--data-root", help="Folder of data sets; embedded ones are rendered there.")]
+WeightsDir = Annotated[Path | None, Option("--weights-dir", help="Folder with ImageNet weight files.")]
+Device = Annotated[str, Option("--device", help="cpu, cuda or auto.")]
+Checkpoint = Annotated[Path, Option("--checkpoint", help="Artifact folder or model.safetensors in one.")]
+Size = Annotated[str, Option("--size", help="tiny or paper.")]
+Resolution = Annotated[int, Option("--resolution", help="Side of the frames in pixels.")]
+Json = Annotated[bool, Option("--json", help="Print JSON for scripts.")]
+Sets = Annotated[
+    list[str] | None,
+    Option("--set", help="KEY=VALUE: [METHOD.]SETTING, stage.[NAME.]FIELD or protocol.FIELD; repeatable."),
+]
+Methods = Annotated[
+    str | None, Option("--methods", "-m", help="Comma-separated names; NAME[setting=value,...] is a variant.")
+]
+WORK_DIR, DATA_ROOT = Path("results"), Path("data")
+
+
+@settings
+class Place:
+    """Where work is done."""
+
+    device: Device = "auto"
+    work_dir: WorkDir = WORK_DIR
+
+
+@settings
+class Videos:
+    """How a data set is found."""
+
+    data_root: DataRoot = DATA_ROOT
+    train: Annotated[str | None, Option("--train", help="csv: only: COLUMN=VALUE of the training videos.")] = None
+    test: Annotated[str | None, Option("--test", help="csv: only: COLUMN=VALUE of the test videos.")] = None
+    allow_absolute: Annotated[bool, Option("--allow-absolute", help="csv: only: accept absolute paths.")] = False
+
+
+@settings
+class Parts:
+    """What of a data set is used."""
+
+    limit: Annotated[int | None, Option("--limit", min=1, help="Only the first N videos of every split.")] = None
+    allow_missing: Annotated[
+        int, Option("--allow-missing", help="Leave out up to N broken videos, listed in the record.")
+    ] = 0
+
+
+@settings
+class Run:
+    """What `run` does, and how."""
+
+    suite: Annotated[str | None, Argument(help="A name of `list suites`; or give --methods and --datasets.")] = None
+    methods: Methods = None
+    datasets: Annotated[str | None, Option("--datasets", "-d", help="Comma-separated names, or csv:PATH.")] = None
+    everything: Annotated[bool, Option("--all", help="Every method of the zoo.")] = False
+    size: Annotated[str | None, Option("--size", help="tiny or paper; the suite's when left out.")] = None
+    seeds: Annotated[int | None, Option("--seeds", min=1, help="Number of training seeds.")] = None
+    jobs: Annotated[
+        int | None, Option("--jobs", "-j", min=1, help="Cells trained side by side; one per core when left out.")
+    ] = None
+    folds: Annotated[
+        str | None, Option("--folds", help="csv: only: cross-validate over the values of this column.")
+    ] = None
+    epochs: Annotated[int | None, Option("--epochs", min=1, help="Epochs of every own stage of the methods.")] = None
+    weights_dir: WeightsDir = None
+    sets: Sets = None
+    timeout: Annotated[float | None, Option("--timeout", min=0, help="End a job after this many seconds.")] = None
+    batches: Annotated[str, Option("--batches", help="Batch sizes that are timed; empty: no latency.")] = "1,16"
+    force: Annotated[bool, Option("--force", help="Do finished work again.")] = False
+    keep_stale: Annotated[bool, Option("--keep-stale", help="Keep results although their code has changed.")] = False
+    dry_run: Annotated[bool, Option("--dry-run", help="Show what would be done.")] = False
+
+
+@settings
+class Timing:
+    """How `latency` times."""
+
+    batch: Annotated[str, Option("--batch", help="Comma-separated batch sizes.")] = "1,16"
+    dtype: Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.")] = "float32"
+    compile_mode: Annotated[str | None, Option("--compile", help="Mode of torch.compile; eager when left out.")] = None
+    memory_format: Annotated[str, Option("--memory-format", help="channels_last or contiguous.")] = "channels_last"
+    threads: Annotated[int, Option("--threads", help="Torch threads.")] = 1
+    point: Annotated[
+        str | None, Option("--point", help="Operating point; the default and half cost when left out.")
+    ] = None
+    min_seconds: Annotated[float, Option("--min-seconds", help="Time spent in timed forwards, at least.")] = 1.0

@@ -1,0 +1,35 @@
+"""`bench.py profile`: time per component of a method on synthetic clips, and a torch.profiler trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from harness.commands.arguments import resolve_device
+from harness.contract.values import plain
+from harness.errors import OK
+from harness.measure import profiling
+from harness.measure.parts import built, synthetic_clips
+from harness.plan.overrides import parse_sets
+
+
+def profile(
+    method: str,
+    *,
+    size: str,
+    resolution: int,
+    batch: int,
+    device: str,
+    out: Path,
+    sets: list[str] | None,
+    as_json: bool,
+) -> int:
+    """Time per component on synthetic clips."""
+    recognizer = built(method, size, resolution, 10, parse_sets(sets)[0].settings)
+    clips = {
+        name: clip.expand(batch, *clip.shape[1:]).contiguous() for name, clip in synthetic_clips(recognizer).items()
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    found = profiling.profile(recognizer, clips, {}, out / f"{method}.trace.json", device=resolve_device(device))
+    print(json.dumps(plain(found), indent=1) if as_json else profiling.table(found))
+    return OK

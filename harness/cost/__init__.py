@@ -1,1 +1,0 @@
-"""Cost of executed work: multiply-accumulates, latency, and the figures papers printed."""

@@ -1,0 +1,85 @@
+"""One 2D network on T frames, the mean of their logits: what TSN and TSM are, and what is built on them.
+
+Shapes: B videos, T frames, N = B * T, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, Stage
+from harness.contract.recognizer import Clips, EfficientRecognizer
+from harness.contract.trace import Trace
+from harness.layers.backbones import build_backbone
+from harness.layers.init import normal_linear
+
+
+class FrameClassifier(EfficientRecognizer):
+    """A shared network, dropout and a linear layer on every frame.
+
+    Args:
+        num_classes: C.
+        backbone: Name of the network (harness.layers.backbones).
+        frames: T; the weights serve any T, `point["frames"]` overrides it.
+        dropout: Probability before the classifier.
+        kwargs: resolution, mean, std, data_preprocessor (EfficientRecognizer).
+
+    Attributes:
+        shift: With a temporal shift in front of every residual block.
+        side: Side in pixels at which the network sees frames.
+    """
+
+    shift: ClassVar[bool] = False
+
+    def __init__(
+        self, num_classes: int, *, backbone: str = "resnet50", frames: int = 8, dropout: float = 0.5, **kwargs: Any
+    ) -> None:
+        super().__init__(num_classes, **kwargs)
+        self.backbone_name, self.frames, self.side = backbone, frames, self.resolution
+        self.backbone = build_backbone(backbone, shift=self.shift)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = normal_linear(self.backbone.dim, num_classes)
+
+    @classmethod
+    def settings_for(cls, size: str, resolution: int) -> dict[str, Any]:
+        if size == "tiny":
+            return {"backbone": "restiny", "frames": 8, "dropout": 0.2}
+        return {"backbone": "resnet50", "frames": 8, "dropout": 0.5}
+
+    @property
+    def start(self) -> tuple[InitFrom, ...]:
+        """The backbone's published or pre-trained weights."""
+        return (InitFrom(f"pretrained:{self.backbone_name}", into="backbone"),)
+
+    def clip_requests(self, point: Mapping[str, Any] = EMPTY, *, stage: Stage | None = None) -> tuple[ClipRequest, ...]:
+        return (ClipRequest(point.get("frames", self.frames)),)
+
+    def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
+        logits = self.frame_logits(self.as_clips(inputs)["frames"]).mean(1)
+        return {"loss_cls": cross_entropy(logits, self.labels(data_samples))}
+
+    def infer(
+        self,
+        clips: Clips,
+        point: Mapping[str, Any] = EMPTY,
+        *,
+        trace: Trace,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        clip = clips["frames"]
+        with trace.event("backbone", variant=self.backbone_name, shape=(3, self.side, self.side), rows=clip.shape[1]):
+            return self.frame_logits(clip).mean(1)
+
+    def frame_logits(self, clip: Tensor) -> Tensor:
+        """Logits of every frame (B, T, C) of a clip (B, T, 3, H, W)."""
+        features = self.backbone(self.seen(self.normalise(clip.flatten(0, 1))), segments=clip.shape[1])
+        return self.fc(self.dropout(features)).unflatten(0, clip.shape[:2])
+
+    def seen(self, x_N3HW: Tensor) -> Tensor:
+        """Normalised frames as the network sees them."""
+        return x_N3HW

@@ -1,0 +1,239 @@
+"""Evaluation: one forward path gives logits, trace and cost; thresholds come from the calibration split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from harness.contract.declarations import OperatingPoint
+from harness.contract.recognizer import EfficientRecognizer
+from harness.contract.trace import EventKey, Trace
+from harness.data.clips import ClipDataset, collate
+from harness.errors import BenchError
+from harness.measure.cost_table import CostTable, metered, whole_check
+from harness.measure.metrics import metric, softmax
+from harness.plan.protocol import Protocol
+
+OVERLAY_VIDEOS = 12
+"""Videos whose frames and boxes are kept for the report's picture."""
+COUNTING_TRIES = 200
+"""Videos run again, one by one, to meet a kind of work that the evaluation showed."""
+
+
+@dataclass
+class PointResult:
+    """What one operating point gave on N videos."""
+
+    point: OperatingPoint
+    logits: np.ndarray
+    """(N, C) float32, mean over views."""
+    trace: Trace
+    """Of all N videos together, all views added up."""
+    overlay: dict[str, np.ndarray] | None = None
+
+
+class Evaluator:
+    """Runs a trained recognizer over a data set at its operating points.
+
+    Args:
+        recognizer: With its weights, on any device.
+        videos: The opened VideoSet.
+        protocol: Splits, views, randomness, batch.
+        device: `cpu` or `cuda`.
+        report: Called with a line of progress.
+    """
+
+    def __init__(
+        self,
+        recognizer: EfficientRecognizer,
+        videos: Any,
+        protocol: Protocol,
+        *,
+        device: str = "cpu",
+        report: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    ) -> None:
+        self.recognizer = recognizer.to(device).eval()
+        self.videos, self.protocol, self.device, self.report = videos, protocol, device, report
+
+    def targets(self, split: str) -> np.ndarray:
+        """Class indices (N, L), padded with -1."""
+        labels = [entry.labels for entry in self.videos.splits[split]]
+        targets = np.full((len(labels), max(map(len, labels))), -1, dtype=np.int64)
+        for row, values in enumerate(labels):
+            targets[row, : len(values)] = values
+        return targets
+
+    def points(self) -> list[OperatingPoint]:
+        """All operating points, the ones with a budget calibrated on the calibration split."""
+        recognizer = self.recognizer
+        points = list(recognizer.operating_points(self.protocol.budgets if recognizer.exits else ()))
+        if not any(p.budget for p in points):
+            return points
+        if not self.videos.splits.get(self.protocol.calib_split):
+            raise BenchError(f"{self.videos.card.name} has no videos to calibrate exit thresholds on")
+        self.report({"note": "calibrating exits"})
+        logits = self._exit_logits(self.protocol.calib_split)
+        costs = self._exit_costs()
+        return [
+            replace(p, settings={**p.settings, **recognizer.calibrate(logits, costs, p.budget)}) if p.budget else p
+            for p in points
+        ]
+
+    def run(self, point: OperatingPoint, split: str, *, overlay: bool = False) -> PointResult:
+        """Logits and trace of every video of `split` at `point`."""
+        if self.protocol.views == "centre":
+            return self._run_view(point, split, 0, overlay)
+        first, *others = (self._run_view(point, split, view, overlay and view == 0) for view in range(3))
+        for other in others:
+            first.logits = first.logits + other.logits
+            _add_counts(first.trace.counts, other.trace.counts, len(first.logits))
+            _add_counts(first.trace.accounted, other.trace.accounted, len(first.logits))
+        first.logits /= 3
+        return first
+
+    def cost_table(self, results: Sequence[PointResult], split: str) -> tuple[CostTable, dict[str, float]]:
+        """MACs per row of every kind of work in `results`, measured by running videos that show it.
+
+        Returns the table and the whole-forward check: the relative difference between all MACs that ran
+        and trace x table, on the same videos.
+        """
+        self.report({"note": "counting multiply-accumulates"})
+        runs: list[tuple[Trace, float]] = []
+        seen: set[EventKey] = set()
+        generator = self._generator()
+        for result in results:
+            counts = result.trace.counts
+            number = result.trace.videos
+            batches, tried = [sorted({0, number // 2, number - 1})], np.zeros(number)
+            while batches:
+                clips = self._clips(split, batches.pop(), result.point)
+                runs.append(
+                    metered(self.recognizer, clips, result.point.settings, device=self.device, generator=generator)
+                )
+                seen |= set(runs[-1][0].counts)
+                missing = [n > 0 for key, n in counts.items() if n.any() and key not in seen]
+                if missing and tried.sum() < COUNTING_TRIES:
+                    # a video met again may decide otherwise (drawn decisions, ties): least tried ones first
+                    video = int(np.argmax(np.sum(missing, axis=0) - number * tried))
+                    tried[video] += 1
+                    batches.append([video])
+        table = CostTable.of(trace for trace, _ in runs)
+        return table, whole_check(table, runs, type(self.recognizer).__name__)
+
+    def _run_view(self, point: OperatingPoint, split: str, view: int, overlay: bool) -> PointResult:
+        dataset = self._dataset(split, point, view)
+        whole = Trace(len(dataset))
+        logits: list[np.ndarray] = []
+        kept: dict[str, list[Any]] = {}
+        generator, start = self._generator(), 0
+        for clips, samples in self._batches(dataset):
+            trace = Trace(len(samples), details=True)
+            with torch.inference_mode():
+                out = self.recognizer.infer(clips, point.settings, trace=trace, generator=generator)
+            if overlay and start < OVERLAY_VIDEOS:
+                _keep(kept, clips, samples, trace, out, OVERLAY_VIDEOS - start, start)
+            logits.append(out.float().cpu().numpy())
+            _put(whole, trace, clips, start)
+            start += len(samples)
+            self.report({"note": f"evaluating {point.name}", "done": start, "total": len(dataset)})
+        return PointResult(point, np.concatenate(logits), whole, _overlay(kept))
+
+    def _exit_logits(self, split: str) -> np.ndarray:
+        dataset = self._dataset(split, OperatingPoint("full"), 0)
+        parts = []
+        for clips, samples in self._batches(dataset):
+            with torch.inference_mode():
+                parts.append(self.recognizer.infer_exits(clips, trace=Trace(len(samples))).float().cpu().numpy())
+        return np.concatenate(parts)
+
+    def _exit_costs(self) -> np.ndarray:
+        """Measured MACs of stopping one video at each exit (K,)."""
+        costs = []
+        for step in range(self.recognizer.exits):
+            settings = self.recognizer.exit_settings(step)
+            clips = self._clips(self.protocol.calib_split, [0], OperatingPoint("exit", settings))
+            costs.append(metered(self.recognizer, clips, settings, device=self.device)[1])
+        return np.asarray(costs)
+
+    def _dataset(self, split: str, point: OperatingPoint, view: int) -> ClipDataset:
+        requests = self.recognizer.clip_requests(point.settings)
+        return ClipDataset(self.videos, split, requests, train=False, seed=0, view=view, views=self.protocol.views)
+
+    def _batches(self, dataset: ClipDataset) -> Iterator[tuple[dict[str, torch.Tensor], Sequence[Any]]]:
+        loader = DataLoader(dataset, batch_size=self.protocol.eval_batch, collate_fn=collate)
+        for batch in loader:
+            yield {k: v.to(self.device) for k, v in batch["inputs"].items()}, batch["data_samples"]
+
+    def _clips(self, split: str, indices: Sequence[int], point: OperatingPoint) -> dict[str, torch.Tensor]:
+        dataset = self._dataset(split, point, 0)
+        batch = collate([dataset[i] for i in indices])
+        return {k: v.to(self.device) for k, v in batch["inputs"].items()}
+
+    def _generator(self) -> torch.Generator | None:
+        if self.protocol.test_randomness == "deterministic":
+            return None
+        return torch.Generator(self.device).manual_seed(self.protocol.test_seed)
+
+
+def split_metric(recognizer: EfficientRecognizer, videos: Any, split: str, *, device: str) -> float:
+    """The card's main metric on `split` at the default point (used for best-on-val selection)."""
+    evaluator = Evaluator(recognizer, videos, Protocol(), device=device)
+    point = next(iter(recognizer.operating_points()))
+    result = evaluator.run(point, split)
+    return metric(videos.card.metric)(softmax(result.logits), evaluator.targets(split))
+
+
+def _put(whole: Trace, part: Trace, clips: Mapping[str, torch.Tensor], start: int) -> None:
+    """Copy the trace of a batch into the rows from `start` on of the whole one."""
+    rows = slice(start, start + part.videos)
+    for key, values in part.counts.items():
+        whole.counts.setdefault(key, np.zeros(whole.videos))[rows] = values
+    for reason, values in part.accounted.items():
+        whole.accounted.setdefault(reason, np.zeros(whole.videos))[rows] = values
+    for name, values in part.decisions.items():
+        table = whole.decisions.setdefault(name, np.full((whole.videos, values.shape[1]), -1, dtype=np.int64))
+        table[rows] = values
+    if part.exit_step is not None:
+        if whole.exit_step is None:
+            whole.exit_step = np.full(whole.videos, -1, dtype=np.int64)
+        whole.exit_step[rows] = part.exit_step
+    if whole.frames_used is None:
+        whole.frames_used = np.zeros(whole.videos)
+    longest = max(clip.shape[1] for clip in clips.values())
+    whole.frames_used[rows] = longest if part.frames_used is None else part.frames_used
+
+
+def _add_counts(into: dict[Any, np.ndarray], more: Mapping[Any, np.ndarray], videos: int) -> None:
+    for key, values in more.items():
+        into[key] = into.get(key, np.zeros(videos)) + values
+
+
+def _keep(
+    kept: dict[str, list[Any]],
+    clips: Mapping[str, torch.Tensor],
+    samples: Sequence[Any],
+    trace: Trace,
+    logits: torch.Tensor,
+    room: int,
+    start: int,
+) -> None:
+    name = max(clips, key=lambda n: clips[n].shape[1])
+    for row, sample in enumerate(samples[:room]):
+        kept.setdefault("frames", []).append(clips[name][row].permute(0, 2, 3, 1).cpu().numpy())
+        kept.setdefault("ids", []).append(str(sample.metainfo["video_id"]))
+        kept.setdefault("labels", []).append(int(sample.gt_label.reshape(-1)[0]))
+        kept.setdefault("predictions", []).append(int(logits[row].argmax()))
+        kept.setdefault("exits", []).append(-1 if trace.exit_step is None else int(trace.exit_step[row]))
+        kept.setdefault("boxes", []).extend((start + row, b[1], *b[3:]) for b in trace.boxes if b[0] == row)
+
+
+def _overlay(kept: Mapping[str, list[Any]]) -> dict[str, np.ndarray] | None:
+    """Arrays for the picture; None for a method that looks nowhere in particular."""
+    if not kept.get("boxes"):
+        return None
+    return {name: np.asarray(values, dtype=np.float32 if name == "boxes" else None) for name, values in kept.items()}

@@ -1,0 +1,268 @@
+"""From finished work to records: what a job of `harness.work.jobs` writes down."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.contract.registry import method_card
+from harness.contract.values import digest, from_mapping
+from harness.data.clips import ClipDataset, collate
+from harness.errors import BenchError
+from harness.measure.cost_table import CostTable
+from harness.measure.evaluation import Evaluator, PointResult
+from harness.measure.latency import measure_latency, phases
+from harness.measure.machine import machine_lock
+from harness.measure.metrics import evaluate, reported
+from harness.measure.points import shown_points
+from harness.measure.provenance import provenance
+from harness.plan.building import build_recognizer
+from harness.plan.protocol import Protocol
+from harness.plan.units import EvalSpec, LatencySpec
+from harness.store import artifacts, sources
+from harness.store.records import Record, commit_record, read_record
+from harness.store.work_dir import record_folder
+
+Report = Callable[[Mapping[str, Any]], None]
+TIMED_VIDEOS = 64
+"""Real test videos that are timed, spread over the whole split."""
+
+
+def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: str, report: Report) -> Record:
+    """Evaluate at all operating points and commit the record of `spec`."""
+    protocol = _protocol(spec.protocol)
+    videos = spec.data.open()
+    recognizer = build_recognizer(spec.method, spec.settings)
+    state = (
+        artifacts.read_weights(spec.checkpoint) if spec.checkpoint else artifacts.load_state(work_dir, spec.artifact)
+    )
+    artifacts.load_into(recognizer, state, origin=spec.checkpoint or spec.artifact)
+    made_with = sources.loaded(_artifact(work_dir, key)["sources"] for key in spec.chain)
+    evaluator = Evaluator(recognizer, videos, protocol, device=device, report=report)
+    split = protocol.test_split
+    points = evaluator.points()
+    shown = shown_points(points)
+    results = [evaluator.run(point, split, overlay=any(point is p for p in shown)) for point in points]
+    table, check = evaluator.cost_table(results, split)
+    targets = evaluator.targets(split)
+    arrays: dict[str, np.ndarray] = {
+        "ids": np.asarray([entry.id for entry in videos.splits[split]]),
+        "targets": targets,
+    }
+    names = reported(videos.card.metric, len(videos.card.classes))
+    described = [_point(result, f"p{i}", table, targets, names, arrays) for i, result in enumerate(results)]
+    overlay = next((r.overlay for r in reversed(results) if r.overlay), None)
+    result = {
+        "kind": "evaluation",
+        "key": spec.key,
+        "created": _now(),
+        "method": _method(spec, recognizer),
+        "dataset": {**_dataset(videos), "part": spec.data.fold or spec.data.test},
+        "data": asdict(spec.data),
+        "protocol": spec.protocol,
+        "seed": spec.seed,
+        "artifact": spec.artifact,
+        "checkpoint": spec.checkpoint,
+        "initialisation": spec.initialisation,
+        "training": _training(spec, work_dir, protocol),
+        "points": described,
+        "cost": {"table": table.rows(), "whole_check": check},
+        "provenance": provenance(shlex.split(command)),
+        "sources": made_with,
+    }
+    return commit_record(spec.folder(work_dir), result, per_video=arrays, overlay=overlay)
+
+
+def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: Report) -> Record:
+    """Time one operating point on this machine, alone, and commit the record of `spec`."""
+    evaluation = read_record(record_folder(work_dir, "evaluation", spec.evaluation))
+    if evaluation is None:
+        raise BenchError(f"evaluation {spec.evaluation} is not in {work_dir}; run it before timing it")
+    recorded = evaluation.result
+    point = next((p for p in recorded["points"] if p["name"] == spec.point), None)
+    if point is None:
+        raise BenchError(
+            f"{spec.method} has no operating point {spec.point!r}; it has {[p['name'] for p in recorded['points']]}"
+        )
+    recognizer = build_recognizer(spec.method, recorded["method"]["settings"])
+    checkpoint = recorded["checkpoint"]
+    state = artifacts.read_weights(checkpoint) if checkpoint else artifacts.load_state(work_dir, recorded["artifact"])
+    artifacts.load_into(recognizer, state)
+    made_with = sources.loaded([recorded["sources"]])
+    split = _protocol(recorded["protocol"]).test_split
+    requests = recognizer.clip_requests(point["settings"])
+    videos = spec.data.open()
+    dataset = ClipDataset(videos, split, requests, train=False, seed=0)
+    count = -(-max(TIMED_VIDEOS, 2 * spec.batch) // spec.batch) * spec.batch  # videos repeat where there are fewer
+    items = [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, count).round()]
+    table = CostTable.from_rows(recorded["cost"]["table"])
+    with machine_lock(work_dir, on_wait=lambda text: report({"note": text})):
+        report({"note": "timing"})
+        batches = [collate(items[i : i + spec.batch])["inputs"] for i in range(0, count, spec.batch)]
+        measured = measure_latency(
+            recognizer,
+            batches,
+            point["settings"],
+            device=spec.device,
+            dtype=spec.dtype,
+            compile=spec.compile,
+            memory_format=spec.memory_format,
+            gflops=table.gflops,
+            **spec.options,
+        )
+        parts: dict[str, Any] = {"phases_s": {}, "frames_decoded": 0.0}
+        if measured["status"] == "ok":
+            parts = phases(
+                recognizer, videos, split, requests, point["settings"],
+                device=spec.device, batch=spec.batch, count=max(8, spec.batch),
+            )  # fmt: skip
+    result = {
+        **measured,
+        "phases_s": {**parts["phases_s"], **measured["phases_s"]},
+        "frames_decoded": parts["frames_decoded"],
+        "kind": "latency",
+        "key": spec.key,
+        "created": _now(),
+        "evaluation": spec.evaluation,
+        "method": {"name": spec.method, "size": spec.size},
+        "dataset": {"name": recorded["dataset"]["name"], "fingerprint": recorded["dataset"]["fingerprint"]},
+        "seed": spec.seed,
+        "point": spec.point,
+        "batch": spec.batch,
+        "provenance": provenance(shlex.split(command)),
+        "sources": made_with,
+    }
+    return commit_record(spec.folder(work_dir), result)
+
+
+def _point(
+    result: PointResult,
+    prefix: str,
+    table: CostTable,
+    targets: np.ndarray,
+    metrics: Sequence[str],
+    arrays: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    trace = result.trace
+    gflops = table.gflops(trace)
+    arrays[f"{prefix}_logits"] = result.logits.astype(np.float32)
+    arrays[f"{prefix}_gflops"] = gflops
+    frames = trace.frames_used if trace.frames_used is not None else np.zeros(trace.videos)
+    arrays[f"{prefix}_frames"] = frames
+    exits = None
+    if trace.exit_step is not None:
+        arrays[f"{prefix}_exits"] = trace.exit_step
+        exits = np.bincount(trace.exit_step).tolist()
+    for name, values in trace.decisions.items():
+        arrays[f"{prefix}_decision_{name}"] = values
+    point = result.point
+    return {
+        "name": point.name,
+        "knob": point.knob,
+        "value": point.value,
+        "budget": point.budget,
+        "settings": dict(point.settings),
+        "prefix": prefix,
+        "metrics": evaluate(result.logits, targets, metrics),
+        "gflops": _spread(gflops),
+        "gflops_accounted": _spread(table.gflops_accounted(trace)) if trace.accounted else None,
+        "components": {name: float(values.mean()) for name, values in table.components(trace).items()},
+        "frames": {"mean": float(frames.mean()), "std": float(frames.std())},
+        "exits": exits,
+        "decisions": {name: _shares(values) for name, values in trace.decisions.items()},
+    }
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    quantiles = {f"q{int(100 * q):02d}": float(np.quantile(values, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)}
+    return {"mean": float(values.mean()), "std": float(values.std()), **quantiles}
+
+
+def _shares(values: np.ndarray) -> dict[str, float]:
+    kinds, counts = np.unique(values, return_counts=True)
+    return {str(int(k)): float(n) / values.size for k, n in zip(kinds, counts, strict=True)}
+
+
+def _method(spec: EvalSpec, recognizer: torch.nn.Module) -> dict[str, Any]:
+    card = method_card(spec.method)
+    return {
+        "name": card.name,
+        "title": card.title,
+        "class": card.cls,
+        "version": card.version,
+        "size": spec.size,
+        "settings": spec.settings,
+        "adapts": list(card.adapts),
+        "fidelity": card.fidelity,
+        "variant_of": card.variant_of,
+        "year": card.year,
+        "source": card.source,
+        "parameters": sum(p.numel() for p in recognizer.parameters()),
+    }
+
+
+def _dataset(videos: Any) -> dict[str, Any]:
+    card = videos.card
+    return {
+        "name": card.name,
+        "title": card.title,
+        "fingerprint": videos.fingerprint,
+        "metric": card.metric,
+        "classes": list(card.classes),
+        "videos": {split: len(entries) for split, entries in videos.splits.items()},
+        "resolution": videos.resolution,
+        "decoder": dict(videos.decoder),
+        "missing": list(videos.missing),
+        "disclosures": list(card.disclosures),
+    }
+
+
+def _training(spec: EvalSpec, work_dir: Path, protocol: Protocol) -> dict[str, Any]:
+    stages = []
+    for key in spec.chain:
+        artifact = _artifact(work_dir, key)
+        stages.append(
+            {
+                "name": artifact["stage"],
+                "method": artifact["method"],
+                "key": key,
+                "epochs": artifact["recipe"]["epochs"],
+                "seconds": artifact["seconds"],
+                "samples": artifact["samples"],
+                "recipe": digest(artifact["recipe"]),
+                "shared": key not in spec.own_chain,
+                "departures": artifact["departures"],
+                "device": artifact["device"],
+            }
+        )
+    return {
+        "seconds": sum(s["seconds"] for s in stages),
+        "own_seconds": sum(s["seconds"] for s in stages if not s["shared"]),
+        "samples": sum(s["samples"] for s in stages),
+        "stages": stages,
+        "departures": list(dict.fromkeys(d for s in stages for d in s["departures"])),
+        "device": stages[-1]["device"] if stages else "checkpoint, not trained here",
+        "threads": protocol.threads,
+    }
+
+
+def _artifact(work_dir: Path, key: str) -> dict[str, Any]:
+    artifact = artifacts.read(work_dir, key)
+    if artifact is None:
+        raise BenchError(f"artifact {key} in {work_dir} is gone; run again to train it")
+    return artifact
+
+
+def _protocol(values: Mapping[str, Any]) -> Protocol:
+    return from_mapping(Protocol, {**values, "budgets": tuple(values["budgets"])})
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,53 @@
+"""Building recognizers by method name, with reproducible initial weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from harness.contract.recognizer import EfficientRecognizer
+from harness.contract.registry import method_card, recognizer_class
+from harness.contract.values import digest
+from harness.errors import unknown
+from harness.layers.memory_format import set_memory_format
+
+
+def build_recognizer(
+    method: str, settings: Mapping[str, Any], *, seed: int = 0, stage: str = ""
+) -> EfficientRecognizer:
+    """The recognizer of `method` with all constructor `settings`; weights drawn from (seed, stage).
+
+    Raises UsageError for a setting that the class does not have.
+    """
+    return build(recognizer_class(method), settings, name=method, seed=seed, stage=stage)
+
+
+def build(
+    cls: type[EfficientRecognizer], settings: Mapping[str, Any], *, name: str, seed: int = 0, stage: str = ""
+) -> EfficientRecognizer:
+    """As `build_recognizer`, of a class; errors call it `name`."""
+    names = constructor_settings(cls)
+    for key in settings:
+        if key not in names:
+            raise unknown(f"setting of {name}", key, names)
+    torch.manual_seed(int(digest([seed, stage], 8), 16))
+    recognizer = cls(**settings)
+    set_memory_format(recognizer, "channels_last")
+    return recognizer
+
+
+def constructor_settings(cls: type[EfficientRecognizer]) -> set[str]:
+    """Names of all keyword settings a recognizer class takes, its bases included."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if issubclass(base, EfficientRecognizer):
+            names |= set(inspect.signature(base.__init__).parameters)
+    return names - {"self", "kwargs", "args", "data_preprocessor"}
+
+
+def full_settings(method: str, size: str, resolution: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `method` at `size`: the class's, then the variant's, then `changes`."""
+    return {**recognizer_class(method).settings_for(size, resolution), **method_card(method).settings, **changes}

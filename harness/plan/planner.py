@@ -1,0 +1,291 @@
+"""From a request (methods x datasets x seeds) to the work it takes: artifacts, evaluations, latencies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.contract.declarations import InitFrom, Stage
+from harness.contract.names import DATA_SETTINGS, split_name
+from harness.contract.recognizer import EfficientRecognizer
+from harness.contract.registry import method_card, recognizer_class
+from harness.contract.values import plain
+from harness.data.glyphs import parameters
+from harness.errors import UsageError, unknown
+from harness.layers.backbones import IMAGENET_FILES
+from harness.plan.building import build_recognizer, constructor_settings, full_settings
+from harness.plan.overrides import Overrides
+from harness.plan.pretraining import CLASSES, PRETRAINING, pretraining_stage
+from harness.plan.protocol import Protocol
+from harness.plan.recipes import Recipe, adapted, paper_recipe
+from harness.plan.units import DataSpec, EvalSpec, Spec, TrainSpec, Weights, training_part
+
+TINY_EPOCH = 240
+"""Samples in an epoch of a tiny recipe, at least: a small data set is gone through several times."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one data set with one seed: what the user sees as one line."""
+
+    method: str
+    data: DataSpec
+    seed: int
+    train: tuple[TrainSpec, ...]
+    evaluation: EvalSpec
+
+    @property
+    def specs(self) -> tuple[Spec, ...]:
+        """All its work, in order."""
+        return (*self.train, self.evaluation)
+
+
+class Planner:
+    """Resolves recipes into keyed work for one data set.
+
+    Args:
+        data: How the data set was opened.
+        videos: The opened VideoSet (fingerprint, classes, resolution).
+        protocol: Of the comparison.
+        size: tiny or paper.
+        weights_dir: Where ImageNet files lie; None where none are there.
+        overrides: Changes to settings and recipes.
+    """
+
+    def __init__(
+        self,
+        data: DataSpec,
+        videos: Any,
+        protocol: Protocol,
+        *,
+        size: str,
+        weights_dir: Path | None = None,
+        overrides: Overrides | None = None,
+    ) -> None:
+        self.data, self.videos, self.protocol, self.size = data, videos, protocol, size
+        self.weights_dir = weights_dir
+        self.overrides = overrides or Overrides()
+        self.stage_names: set[str] = set()
+        """Names of all stages planned so far."""
+        self._built: dict[str, EfficientRecognizer] = {}
+
+    def cell(self, method: str, seed: int) -> Cell:
+        """All work behind one method and seed, in the order it must be done."""
+        train = self.chain(method, seed, {}, overridden=True)
+        last = train[-1]
+        evaluation = EvalSpec(
+            method=method,
+            size=self.size,
+            settings=last.settings,
+            artifact=last.key,
+            chain=tuple(s.key for s in train),
+            own_chain=tuple(s.key for s in train if s.method == method),
+            data=self.data,
+            fingerprint=self.videos.fingerprint,
+            seed=seed,
+            protocol=plain(self.protocol),
+            initialisation=last.initialisation,
+        )
+        return Cell(method, self.data, seed, train, evaluation)
+
+    def chain(
+        self, method: str, seed: int, changes: Mapping[str, Any], *, overridden: bool = False
+    ) -> tuple[TrainSpec, ...]:
+        """All training artifacts of a method, what they need first; the last is the method's own."""
+        recipe = paper_recipe(method, self.data.name, self.size)
+        if recipe is not None:
+            variant = method_card(method).settings if recipe.method != method else {}
+            changes = {**recipe.settings, **variant, **changes}
+        settings = self.settings(method, changes, overridden=overridden)
+        done: dict[str, TrainSpec] = {}
+        own: dict[str, TrainSpec] = {}
+        recognizer = self._recognizer(method, settings)
+        for stage in self._stages(method, recognizer, recipe):
+            if stage.method is not None:
+                done.update((s.key, s) for s in self.chain(stage.method, seed, stage.method_settings))
+                continue
+            self.stage_names.add(stage.name)
+            stage = self._stage(stage, overridden)
+            weights, needed = self._weights(method, stage, own, seed)
+            done.update((s.key, s) for s in needed)
+            source = self._source(stage, weights, own, needed)
+            spec = TrainSpec(
+                method=method,
+                method_version=method_card(method).version,
+                settings=settings,
+                stage=plain(stage),
+                weights=weights,
+                data=self.data,
+                fingerprint=self.videos.fingerprint,
+                seed=seed,
+                training=training_part(self.protocol),
+                initialisation=source,
+            )
+            own[stage.name] = spec
+            done[spec.key] = spec
+        return tuple(done.values())
+
+    def _stages(self, method: str, recognizer: EfficientRecognizer, recipe: Recipe | None) -> Sequence[Stage]:
+        """The paper's stages where there are any, else the method's own.
+
+        What they say of modules that these settings leave out goes. A variant that is trained in other stages
+        than its method (V1+) keeps its own; a stage that leaves `init` out starts as the method's own stage of
+        that name.
+        """
+        own = {stage.name: stage for stage in recognizer.recipe(self.size)}
+        stages = recipe.stages if recipe is not None else ()
+        if recipe is not None and recipe.method != method and [s.name for s in stages] != list(own):
+            stages = ()
+        names = {name for named in (recognizer.named_modules(), recognizer.named_parameters()) for name, _ in named}
+        stages = adapted(stages, names)
+        return [s if s.init or s.name not in own else replace(s, init=own[s.name].init) for s in stages or own.values()]
+
+    def settings(self, method: str, changes: Mapping[str, Any], *, overridden: bool) -> dict[str, Any]:
+        """All constructor settings of a method on this data set."""
+        names = constructor_settings(recognizer_class(method))
+        own = split_name(method)[1]
+        fixed_by_name = method_card(method).settings
+        changes = {**changes}
+        for key, value in self.overrides.settings.items() if overridden else ():
+            owner, _, name = key.rpartition(".")
+            if owner == method and name not in names:
+                raise unknown(f"setting of {method}", name, names)
+            if owner == method and name in own:
+                raise UsageError(f"--set {key}: {name!r} stands in the method's name; change it there")
+            if owner == method and name in fixed_by_name:
+                raise UsageError(f"--set {key}: {name!r} is what makes {method} a variant; it stays as it is")
+            if owner in ("", method) and name in names and name not in fixed_by_name:
+                changes[name] = value
+        card = self.videos.card
+        base = full_settings(method, self.size, self.videos.resolution, changes)
+        fixed = {
+            "num_classes": len(card.classes),
+            "resolution": self.videos.resolution,
+            "mean": list(card.mean),
+            "std": list(card.std),
+        }
+        return plain({**base, **fixed})
+
+    def _stage(self, stage: Stage, overridden: bool) -> Stage:
+        changes: dict[str, Any] = {}
+        for key, value in self.overrides.stages.items() if overridden else ():
+            owner, _, name = key.rpartition(".")
+            if name not in Stage.__dataclass_fields__:
+                raise unknown("stage setting", name, Stage.__dataclass_fields__)
+            if owner in ("", stage.name):
+                changes[name] = value
+        epochs = changes.pop("epochs", self.overrides.epochs if overridden else None)
+        if epochs is None:
+            epochs = max(1, round(stage.epochs * self.protocol.epoch_scale))
+        if self.size == "tiny" and stage.views_per_epoch == 1:
+            videos = len(self.videos.splits[self.protocol.train_split])
+            changes.setdefault("views_per_epoch", max(1, round(TINY_EPOCH / videos)))
+        return replace(stage, **changes, epochs=epochs)
+
+    def _weights(
+        self, method: str, stage: Stage, own: Mapping[str, TrainSpec], seed: int
+    ) -> tuple[tuple[Weights, ...], list[TrainSpec]]:
+        weights: list[Weights] = []
+        needed: list[TrainSpec] = []
+        for init in stage.init:
+            kind, _, name = init.source.partition(":")
+            if kind == "stage":
+                if name not in own:
+                    raise UsageError(
+                        f"{method}: stage {stage.name!r} starts from {name!r}, which does not come before it"
+                    )
+                weights.append(Weights(init.into, init.take, key=own[name].key))
+            elif kind == "method":
+                chain = self.chain(name, seed, init.settings)
+                needed += chain
+                weights.append(Weights(init.into, init.take, key=chain[-1].key))
+            else:
+                found = self._pretrained(name, init)
+                if isinstance(found, TrainSpec):
+                    needed.append(found)
+                    weights.append(Weights(init.into, init.take or "backbone", key=found.key))
+                elif found is not None:
+                    weights.append(Weights(init.into, init.take, path=str(found), backbone=name))
+        return tuple(weights), needed
+
+    def _pretrained(self, backbone: str, init: InitFrom) -> TrainSpec | Path | None:
+        """The pre-training artifact or weights file of a backbone; None when starting from scratch."""
+        how = self.protocol.initialisation
+        kind = self.videos.card.pretraining
+        if how == "scratch" or (kind is None and how == "auto"):
+            return None
+        if kind == "stills":
+            return self._stills(backbone)
+        names = IMAGENET_FILES.get(backbone)
+        if names is None:
+            if how == "auto":
+                return None
+            raise UsageError(
+                f"there are no pre-trained weights for {backbone!r}; use --set protocol.initialisation=scratch"
+            )
+        candidates = [self.weights_dir / name for name in names] if self.weights_dir is not None else []
+        found = next((path for path in candidates if path.exists()), None)
+        if found is not None:
+            return found
+        raise UsageError(
+            f"{backbone} starts from ImageNet weights ({' or '.join(names)}), which are not in "
+            f"{self.weights_dir or 'any --weights-dir'}; nothing is downloaded: put that file there and pass "
+            "--weights-dir, or --set protocol.initialisation=scratch"
+        )
+
+    def _stills(self, backbone: str) -> TrainSpec:
+        card, network = self.videos.card, backbone.partition("@")[0]
+        return TrainSpec(
+            method=PRETRAINING,
+            method_version=card.version,
+            settings=plain(
+                {
+                    "num_classes": CLASSES,
+                    "resolution": parameters(card.name, self.size).stills[0],
+                    "mean": list(card.mean),
+                    "std": list(card.std),
+                    "backbone": network,
+                }
+            ),
+            stage=plain(pretraining_stage(network, self.size)),
+            weights=(),
+            data=replace(self.data, limit=None),
+            fingerprint=f"stills:{card.name}:{card.version}:{self.size}",
+            seed=0,
+            training=training_part(replace(Protocol(), threads=self.protocol.threads)),
+            initialisation="scratch",
+        )
+
+    @staticmethod
+    def _source(
+        stage: Stage, weights: Sequence[Weights], own: Mapping[str, TrainSpec], needed: Sequence[TrainSpec]
+    ) -> str:
+        """Where the very first weights of a stage came from: stills, imagenet or scratch."""
+        earlier = [own[i.source.removeprefix("stage:")] for i in stage.init if i.source.startswith("stage:")]
+        found = {"stills" if s.method == PRETRAINING else s.initialisation for s in (*needed, *earlier)}
+        found |= {"imagenet" for w in weights if w.path is not None}
+        return next((kind for kind in ("imagenet", "stills") if kind in found), "scratch")
+
+    def _recognizer(self, method: str, settings: Mapping[str, Any]) -> EfficientRecognizer:
+        name = f"{method}{sorted(settings.items())}"
+        if name not in self._built:
+            self._built[name] = build_recognizer(method, settings)
+        return self._built[name]
+
+
+def check_overrides(overrides: Overrides, methods: Sequence[str]) -> None:
+    """Raise UsageError for a `--set` that no chosen method knows."""
+    known = {m: constructor_settings(recognizer_class(m)) for m in methods}
+    for key in overrides.settings:
+        owner, _, name = key.rpartition(".")
+        if name in DATA_SETTINGS:
+            raise UsageError(f"--set {key}: the data set fixes {', '.join(DATA_SETTINGS)}")
+        if owner and owner not in known:
+            raise unknown("method in --set", owner, known)
+        takers = [m for m, names in known.items() if owner in ("", m) and name in names]
+        if not takers:
+            raise unknown("setting", key, sorted({n for names in known.values() for n in names}))
+        if all(name in method_card(m).settings for m in takers):
+            raise UsageError(f"--set {key}: the names {', '.join(takers)} fix {name!r}; no chosen method takes another")

@@ -1,0 +1,268 @@
+"""Units of work as data: what is trained, evaluated and timed, and the key of each. No torch.
+
+A key is a hash of everything the result depends on; equal keys are one piece of work, done once and
+shared. A spec holds enough to do the work in another process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from harness.contract.declarations import InitFrom, ParamGroup, Stage
+from harness.contract.values import digest, from_mapping, plain
+from harness.plan import protocol as protocols
+from harness.plan.protocol import Protocol
+from harness.store.work_dir import Kind, record_folder
+
+TRAINING_VERSION = 1
+"""Raised when training itself changes meaning; part of every artifact key."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """How to open a dataset again (`harness.data.videos.open_dataset`)."""
+
+    name: str
+    data_root: str
+    size: str
+    train: str | None = None
+    test: str | None = None
+    fold: str | None = None
+    allow_missing: int = 0
+    allow_absolute: bool = False
+    limit: int | None = None
+
+    def open(self) -> Any:
+        """The VideoSet; every file is looked at, unless it was before and has not changed."""
+        from harness.data.videos import open_dataset
+
+        return open_dataset(**asdict(self))
+
+    def label(self) -> str:
+        """Short name for progress lines."""
+        name = self.name
+        if name.startswith("csv:"):
+            name = Path(name[4:]).parent.name or Path(name[4:]).stem
+        part = self.fold or self.test
+        return f"{name}[{part}]" if part else name
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors loaded before training: from the artifact `key`, or from the file `path`."""
+
+    into: str
+    take: str
+    key: str | None = None
+    path: str | None = None
+    backbone: str | None = None
+    """With `path`: the backbone whose ImageNet file it is."""
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """One training artifact: a stage of a method, or the stills pre-training of a backbone."""
+
+    method: str
+    """Method name; `pretraining` for a backbone on stills."""
+    method_version: int
+    settings: Mapping[str, Any]
+    """All constructor settings."""
+    stage: Mapping[str, Any]
+    """The Stage, plain."""
+    weights: tuple[Weights, ...]
+    data: DataSpec
+    fingerprint: str
+    seed: int
+    training: Mapping[str, Any]
+    """The part of the protocol that training depends on."""
+    initialisation: str
+    """stills, imagenet or scratch: where the very first weights came from."""
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of everything the weights depend on."""
+        depends = {
+            "version": TRAINING_VERSION,
+            "method": self.method,
+            "method_version": self.method_version,
+            "settings": self.settings,
+            "stage": self.stage,
+            "weights": [
+                {"into": w.into, "take": w.take, "from": w.key or _file_identity(w.path)} for w in self.weights
+            ],
+            "fingerprint": self.fingerprint,
+            "seed": self.seed,
+            "training": self.training,
+        }
+        return digest(depends)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Keys of the work that must be done before."""
+        return tuple(w.key for w in self.weights if w.key)
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of the process that does it."""
+        return int(self.training["threads"])
+
+    def label(self) -> str:
+        """Readable name for progress lines."""
+        return f"{self.method}/{self.stage['name']} on {self.data.label()} seed {self.seed} [{self.key[:4]}]"
+
+
+@dataclass(frozen=True)
+class EvalSpec:
+    """One evaluation record: an artifact under a protocol, at all its operating points."""
+
+    kind: ClassVar[Kind] = "evaluation"
+    method: str
+    size: str
+    settings: Mapping[str, Any]
+    artifact: str
+    """Key of the stage whose weights are evaluated, or `file:HASH` of a checkpoint."""
+    chain: tuple[str, ...]
+    """Keys of all artifacts that led there, pre-training first."""
+    own_chain: tuple[str, ...]
+    """The ones no other method shares."""
+    data: DataSpec
+    fingerprint: str
+    seed: int
+    protocol: Mapping[str, Any]
+    initialisation: str
+    checkpoint: str | None = None
+    """Path of a checkpoint evaluated without training."""
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of everything the record depends on."""
+        return digest(
+            {
+                "version": protocols.VERSION,
+                "artifact": self.artifact,
+                "method": self.method,
+                "size": self.size,
+                "settings": self.settings,
+                "fingerprint": self.fingerprint,
+                "seed": self.seed,
+                "protocol": self.protocol,
+            }
+        )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Keys of the work that must be done before."""
+        return () if self.checkpoint else self.chain
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of the process that does it."""
+        return int(self.protocol["threads"])
+
+    def folder(self, work_dir: Path) -> Path:
+        """Where its record lies."""
+        return record_folder(work_dir, self.kind, self.key)
+
+    def label(self) -> str:
+        """Readable name for progress lines."""
+        return f"{self.method} on {self.data.label()} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class LatencySpec:
+    """One latency record: an operating point of an evaluation on this machine."""
+
+    kind: ClassVar[Kind] = "latency"
+    evaluation: str
+    method: str
+    size: str
+    data: DataSpec
+    seed: int
+    point: str
+    batch: int
+    machine: str
+    device: str
+    dtype: str = "float32"
+    compile: str | None = None
+    memory_format: str = "channels_last"
+    threads: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of everything the record depends on, the machine included."""
+        return digest({k: v for k, v in asdict(self).items() if k not in ("data", "method", "size")})
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Keys of the work that must be done before."""
+        return (self.evaluation,)
+
+    def folder(self, work_dir: Path) -> Path:
+        """Where its record lies."""
+        return record_folder(work_dir, self.kind, self.key)
+
+    def label(self) -> str:
+        """Readable name for progress lines."""
+        return f"{self.method} on {self.data.label()} seed {self.seed}: {self.point}, batch {self.batch}"
+
+
+Spec = TrainSpec | EvalSpec | LatencySpec
+"""Any unit of work."""
+
+
+def training_part(protocol: Protocol) -> dict[str, Any]:
+    """The protocol settings that weights depend on."""
+    names = ("train_split", "selection", "epoch_scale", "dtype", "threads", "limit")
+    return {name: getattr(protocol, name) for name in names}
+
+
+def to_plain(spec: Spec) -> dict[str, Any]:
+    """JSON form, read back by `read_spec`."""
+    return {"kind": type(spec).__name__, **plain(asdict(spec))}
+
+
+def read_spec(value: Mapping[str, Any]) -> Spec:
+    """Inverse of `to_plain`."""
+    kinds: dict[str, type] = {c.__name__: c for c in (TrainSpec, EvalSpec, LatencySpec)}
+    fields = dict(value)
+    cls = kinds[fields.pop("kind")]
+    fields["data"] = from_mapping(DataSpec, fields["data"])
+    for name in ("chain", "own_chain"):
+        if name in fields:
+            fields[name] = tuple(fields[name])
+    if "weights" in fields:
+        fields["weights"] = tuple(from_mapping(Weights, w) for w in fields["weights"])
+    return from_mapping(cls, fields)
+
+
+def read_stage(value: Mapping[str, Any]) -> Stage:
+    """A Stage from its plain form (JSON, TOML)."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    if "groups" in fields:
+        groups = [from_mapping(ParamGroup, g) for g in fields["groups"]]
+        fields["groups"] = tuple(ParamGroup(tuple(g.modules), g.lr_mult, g.decay_mult) for g in groups)
+    if "init" in fields:
+        fields["init"] = tuple(from_mapping(InitFrom, i) for i in fields["init"])
+    return from_mapping(Stage, fields)
+
+
+def _file_identity(path: str | None) -> str | None:
+    if path is None:
+        return None
+    state = os.stat(path)
+    return _hash_once(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _hash_once(path: str, size: int, time_ns: int) -> str:
+    """Hash of a file, read again only when its size or time has changed."""
+    from harness.store.files import file_hash
+
+    return file_hash(Path(path))

@@ -1,0 +1,167 @@
+"""Training artifacts: one folder per key, whole or not there. Weights are safetensors; no pickles.
+
+artifacts/KEY/model.safetensors    the stage's weights
+artifacts/KEY/artifact.json        what it is and what it cost; its rename is the commit
+artifacts/KEY/run/                 epoch checkpoints and TensorBoard log while (and after) training
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.contract.declarations import below
+from harness.contract.values import plain
+from harness.errors import BenchError, CheckpointError, UsageError
+from harness.store.files import file_hash, write_atomically, write_json
+from harness.store.records import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AssertionError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+    struct.error,
+)
+"""What torch raises for files that are damaged, foreign, or hold more than tensors and numbers."""
+
+
+def folder(work_dir: Path | str, key: str) -> Path:
+    """Where artifact `key` lies."""
+    return Path(work_dir) / "artifacts" / key
+
+
+def read(work_dir: Path | str, key: str) -> dict[str, Any] | None:
+    """The description of a finished artifact, or None."""
+    path = folder(work_dir, key) / "artifact.json"
+    if not path.exists():
+        return None
+    description: dict[str, Any] = json.loads(path.read_text())
+    return description if description.get("schema") == SCHEMA_VERSION else None
+
+
+def commit(work_dir: Path | str, key: str, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Make artifact `key` of a work directory exist."""
+    write(folder(work_dir, key), state, {**description, "key": key})
+
+
+def write(target: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write the weights, then the description: its rename makes the artifact in folder `target` exist."""
+    from safetensors.torch import save
+
+    weights = target / "model.safetensors"
+    write_atomically(weights, save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
+    entry = {"file": weights.name, "sha256": file_hash(weights)}
+    write_json(target / "artifact.json", {**plain(description), "schema": SCHEMA_VERSION, "weights": entry})
+
+
+def discard(work_dir: Path | str, key: str) -> None:
+    """Remove an artifact, finished or not; what makes it exist goes first."""
+    (folder(work_dir, key) / "artifact.json").unlink(missing_ok=True)
+    shutil.rmtree(folder(work_dir, key), ignore_errors=True)
+
+
+def load_state(work_dir: Path | str, key: str) -> dict[str, Tensor]:
+    """The weights of a finished artifact; a changed file is refused."""
+    from safetensors.torch import load_file
+
+    description = read(work_dir, key)
+    if description is None:
+        raise BenchError(f"artifact {key} in {work_dir} is not finished; run the stage that makes it first")
+    path = folder(work_dir, key) / description["weights"]["file"]
+    if not path.exists() or file_hash(path) != description["weights"]["sha256"]:
+        raise CheckpointError(f"{path} is missing or was changed; remove {path.parent} and rerun")
+    return load_file(path)
+
+
+def located(checkpoint: Path) -> tuple[Path, dict[str, Any]]:
+    """Weights file and description of the artifact in the folder `checkpoint`, or around that file.
+
+    Raises:
+        BenchError: There is no artifact of this project.
+        UsageError: Another file of an artifact's folder was named.
+        CheckpointError: The weights were changed.
+    """
+    target = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    weights, described = target / "model.safetensors", target / "artifact.json"
+    if not described.exists() or not weights.exists():
+        raise BenchError(
+            f"{checkpoint} is not an artifact of this project (model.safetensors beside artifact.json); "
+            "an authors' file is turned into one by `bench.py convert`"
+        )
+    description: dict[str, Any] = json.loads(described.read_text())
+    if not checkpoint.is_dir() and checkpoint.name not in (weights.name, described.name):
+        raise UsageError(f"{checkpoint} is not the weights file of the artifact beside it; name {weights}")
+    if file_hash(weights) != description["weights"]["sha256"]:
+        raise CheckpointError(f"{weights} was changed after it was written; train or convert it again")
+    return weights, description
+
+
+def size_of(description: Mapping[str, Any]) -> str:
+    """tiny or paper."""
+    size: str | None = description.get("size")
+    return size or ("tiny" if description["settings"].get("resolution", 224) < 200 else "paper")
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Tensors of a weights file: .safetensors, or a torch file of tensors only (never unpickles code)."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except (*UNREADABLE, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} cannot be read as a file of plain tensors: {reason}") from None
+    state = value.get("state_dict", value.get("model_state", value)) if isinstance(value, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} does not hold a state dict of tensors")
+    return dict(state)
+
+
+def load_into(
+    model: nn.Module, state: Mapping[str, Tensor], *, into: str = "", take: str = "", origin: str = ""
+) -> None:
+    """Copy tensors below `take` of `state` to those below `into` of `model`.
+
+    Every parameter and buffer of the model below `into` must be found with its shape, else CheckpointError
+    names what is missing; tensors of the source that have no place are left.
+    """
+    own = {k: v for k, v in model.state_dict().items() if below(k, into)}
+    found = {_join(into, _rest(k, take)): v for k, v in state.items() if below(k, take)}
+    missing = sorted(k for k in own if k not in found and not k.endswith("num_batches_tracked"))
+    wrong = sorted(k for k in own if k in found and found[k].shape != own[k].shape)
+    if missing or wrong or not own:
+        problems = [f"{len(missing)} tensors missing, first {missing[:3]}"] if missing else []
+        problems += [f"{k}: {tuple(found[k].shape)} in the file, {tuple(own[k].shape)} in the model" for k in wrong[:3]]
+        problems += [f"the model has nothing below {into!r}"] if not own else []
+        raise CheckpointError(f"weights of {origin or 'the checkpoint'} do not fit: {'; '.join(problems)}")
+    model.load_state_dict({k: found[k] for k in own if k in found}, strict=False)
+
+
+def _rest(name: str, prefix: str) -> str:
+    return name[len(prefix.rstrip(".")) :].lstrip(".") if prefix else name
+
+
+def _join(prefix: str, rest: str) -> str:
+    return f"{prefix.rstrip('.')}.{rest}".strip(".") if prefix else rest

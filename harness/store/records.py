@@ -1,0 +1,187 @@
+"""Evaluation and latency records: one schema, written once, read by the reports. No torch.
+
+Arrays are written first and their hash goes into `result.json`, whose atomic rename is the commit: a
+record either is whole or does not exist.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.contract.values import plain
+from harness.errors import BenchError
+from harness.store.files import file_hash, write_arrays, write_json
+from harness.store.work_dir import Kind, record_folder
+
+SCHEMA_VERSION = 1
+
+EVALUATION_SCHEMA: dict[str, str] = {
+    "schema": "int, SCHEMA_VERSION",
+    "kind": "'evaluation'",
+    "key": "str, hash of everything the result depends on",
+    "created": "str, UTC, ISO 8601",
+    "method.name": "str",
+    "method.title": "str",
+    "method.class": "str",
+    "method.version": "int",
+    "method.size": "str, tiny or paper",
+    "method.settings": "dict, constructor settings",
+    "method.adapts": "list of space/time/sample/resolution/channels",
+    "method.fidelity": "str, A B C D or R",
+    "method.variant_of": "str or null",
+    "method.year": "int",
+    "method.source": "str",
+    "method.parameters": "int, all parameters of the evaluated recognizer",
+    "dataset.name": "str",
+    "dataset.title": "str",
+    "dataset.fingerprint": "str",
+    "dataset.part": "str or null, the fold or selection that was tested",
+    "dataset.metric": "str, name of the main metric: top1 or mAP",
+    "dataset.classes": "list of str",
+    "dataset.videos": "dict split -> int",
+    "dataset.resolution": "int, pixels",
+    "dataset.decoder": "dict decoder path -> number of videos",
+    "dataset.missing": "list of video ids left out",
+    "dataset.disclosures": "list of str, what a reader of the figures must know",
+    "data": "dict, harness.plan.units.DataSpec: how the data set was opened",
+    "protocol": "dict, harness.plan.protocol.Protocol",
+    "seed": "int, training seed",
+    "artifact": "str, key of the evaluated weights",
+    "checkpoint": "str or null, file evaluated without training",
+    "initialisation": "str, where the weights came from: stills, imagenet, scratch",
+    "training.seconds": "float, wall clock of all stages, shared ones included",
+    "training.own_seconds": "float, of the stages no other method shares",
+    "training.samples": "int, training videos seen in all stages (with repeats)",
+    "training.stages": "list of {name, method, key, epochs, recipe (hash), seconds, samples, shared, departures}",
+    "training.departures": "list of str, where the recipe leaves the paper",
+    "training.device": "str",
+    "training.threads": "int",
+    "points": "list of operating points, the first is the default; see POINT_SCHEMA",
+    "cost.table": "list of {component, variant, shape, training_only, macs}: measured MACs per row",
+    "cost.whole_check": "{videos, max_relative_difference}: whole-forward count against trace x table",
+    "per_video.file": "str",
+    "per_video.sha256": "str",
+    "overlay.file": "str or absent",
+    "overlay.sha256": "str",
+    "provenance": "dict: packages, git, cpu, gpu, driver, platform, command",
+    "sources": "dict module -> hash of its source, for every project module the job imported",
+}
+
+POINT_SCHEMA: dict[str, str] = {
+    "name": "str, unique within the record",
+    "knob": "str or null",
+    "value": "float or null",
+    "budget": "float or null, share of the full cost it was calibrated for",
+    "settings": "dict",
+    "prefix": "str: arrays of per_video.npz are PREFIX_logits (N, C) float32, PREFIX_gflops (N,), "
+    "PREFIX_exits (N,) where the method exits, PREFIX_frames (N,) frames used, "
+    "PREFIX_decision_NAME (N, T); shared: ids (N,), targets (N, L) padded with -1",
+    "metrics": "dict name -> {value, low, high}, in percent, 95 % bootstrap interval over videos",
+    "gflops": "{mean, std, q05, q25, q50, q75, q95} over videos, executed, 1e9 multiply-accumulates",
+    "gflops_accounted": "the same by the paper's accounting, or null where it is the same",
+    "components": "dict component -> mean GFLOPs per video",
+    "frames": "{mean, std} frames used",
+    "exits": "list of int, videos per exit, or null",
+    "decisions": "dict name -> dict value -> share",
+    "rendering": "overlay.npz holds frames (V, T, H, W, 3) uint8, ids, labels, predictions, exits and "
+    "boxes (R, 6): video, frame, top, left, height, width",
+}
+
+LATENCY_SCHEMA: dict[str, str] = {
+    "schema": "int",
+    "kind": "'latency'",
+    "key": "str",
+    "created": "str",
+    "evaluation": "str, key of the evaluated record",
+    "method.name": "str",
+    "method.size": "str",
+    "dataset.name": "str",
+    "dataset.fingerprint": "str",
+    "seed": "int",
+    "point": "str, name of the operating point",
+    "batch": "int",
+    "dtype": "str",
+    "compile": "str or null",
+    "memory_format": "str",
+    "threads": "int",
+    "device": "dict: name, kind (cpu or cuda), fingerprint, driver, clocks",
+    "status": "'ok' or 'out of memory'",
+    "wall_s": "list of float, host wall clock of each timed forward of one batch, in order",
+    "device_s": "list of float or null, the same by device events",
+    "videos": "list of int, videos in each timed batch",
+    "gflops": "list of float, executed GFLOPs of each timed batch",
+    "phases_s": "dict decode/transform/transfer/model -> seconds per video (mean)",
+    "frames_decoded": "float per video",
+    "peak_memory_bytes": "int or null",
+    "warmup": "int",
+    "provenance": "dict",
+    "sources": "dict module -> hash",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A result and the folder it lies in."""
+
+    path: Path
+    result: Mapping[str, Any]
+
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """The per-video arrays; raises BenchError where they do not match the committed hash."""
+        return self._load("per_video")
+
+    def overlay(self) -> Mapping[str, np.ndarray] | None:
+        """Frames and boxes for the picture, or None."""
+        return self._load("overlay") if "overlay" in self.result else None
+
+    def _load(self, name: str) -> Mapping[str, np.ndarray]:
+        entry = self.result[name]
+        path = self.path / entry["file"]
+        if not path.exists() or file_hash(path) != entry["sha256"]:
+            raise BenchError(f"{path} is missing or was changed after it was recorded; remove {self.path} and rerun")
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+
+def commit_record(folder: Path, result: Mapping[str, Any], **arrays: Mapping[str, np.ndarray] | None) -> Record:
+    """Write arrays first, then `result.json` with their hashes: its rename makes the record exist."""
+    entries = {name: write_arrays(folder / f"{name}.npz", value) for name, value in arrays.items() if value}
+    whole = plain({**result, **entries, "schema": SCHEMA_VERSION})
+    write_json(folder / "result.json", whole)
+    return Record(folder, whole)
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record in `folder`, or None where none was committed."""
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text())
+    except ValueError as error:
+        raise BenchError(f"{path} is not a record: {error}; remove {folder} and rerun") from None
+    if result.get("schema") != SCHEMA_VERSION:
+        raise BenchError(
+            f"{path} has record schema {result.get('schema')}, this version reads {SCHEMA_VERSION}; rerun that cell"
+        )
+    return Record(folder, result)
+
+
+def read_records(work_dirs: Iterable[Path | str], kind: Kind) -> list[Record]:
+    """All committed records of `kind` (evaluation, latency) below the work directories, by key."""
+    found: dict[str, Record] = {}
+    for work_dir in work_dirs:
+        root = record_folder(Path(work_dir), kind, "")
+        if not Path(work_dir).is_dir():
+            raise BenchError(f"{work_dir} is not a folder of results; run `bench.py run --work-dir {work_dir}` first")
+        for folder in sorted(root.iterdir()) if root.is_dir() else ():
+            record = read_record(folder)
+            if record is not None:
+                found.setdefault(str(record.result["key"]), record)
+    return [found[key] for key in sorted(found)]

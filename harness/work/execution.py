@@ -1,0 +1,102 @@
+"""`run`: the planned work that is not done yet, then its timing. What a script would call instead of `bench.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from harness.errors import BenchError
+from harness.measure.machine import fingerprint
+from harness.measure.points import timed_points
+from harness.plan.planner import Cell
+from harness.plan.request import Request
+from harness.plan.units import LatencySpec
+from harness.store.records import read_record
+from harness.store.work_dir import locked
+from harness.work.scheduler import Notify, Scheduler, Task
+
+Watch = Callable[[Mapping[str, Task]], AbstractContextManager[Notify]]
+"""From all tasks by key to what is told of every change while they run."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    cells: Sequence[Cell]
+    tasks: Mapping[str, Task]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Cell label -> why it was not tried."""
+
+    def status(self, cell: Cell) -> str:
+        """Status of a cell: its worst task's."""
+        tasks = [self.tasks[s.key] for s in cell.specs]
+        bad = [t for t in tasks if not t.finished]
+        return bad[0].status if bad else self.tasks[cell.evaluation.key].status
+
+    @property
+    def ok(self) -> bool:
+        """Whether something ran or was there, and nothing failed."""
+        return bool(self.tasks) and all(t.finished for t in self.tasks.values())
+
+
+def _unwatched(_: Mapping[str, Task]) -> AbstractContextManager[Notify]:
+    return nullcontext(lambda _: None)
+
+
+def execute(
+    request: Request, cells: Sequence[Cell], skipped: Mapping[str, str], watch: Watch = _unwatched
+) -> Outcome:
+    """Do the planned work that is not done yet, then time it; the work directory is locked meanwhile."""
+    with locked(request.work_dir):
+        scheduler = Scheduler(
+            request.work_dir,
+            device=request.device,
+            jobs=request.jobs,
+            command=request.command,
+            timeout=request.timeout,
+            keep_stale=request.keep_stale,
+        )
+        with watch(scheduler.tasks) as scheduler.notify:
+            for cell in cells:
+                scheduler.add(cell.specs)
+            scheduler.look(force=request.force)
+            scheduler.run()
+            if not scheduler.stopping and request.timing.batches:
+                for cell in cells:
+                    if scheduler.tasks[cell.evaluation.key].finished:
+                        scheduler.add(latency_specs(request, cell))
+                scheduler.look(force=request.force)
+                scheduler.run()
+        return Outcome(cells, scheduler.tasks, skipped)
+
+
+def latency_specs(request: Request, cell: Cell) -> list[LatencySpec]:
+    """What is timed of a cell: its default point and the exit point nearest half its cost, first seed only."""
+    if cell.seed != min(request.seeds):
+        return []
+    record = read_record(cell.evaluation.folder(request.work_dir))
+    if record is None:
+        raise BenchError(f"{cell.evaluation.label()} is finished but has no record; rerun with --force")
+    timing = request.timing
+    return [
+        LatencySpec(
+            evaluation=cell.evaluation.key,
+            method=cell.method,
+            size=request.size,
+            data=cell.data,
+            seed=cell.seed,
+            point=point,
+            batch=batch,
+            machine=fingerprint(),
+            device=request.device,
+            dtype=timing.dtype,
+            compile=timing.compile,
+            memory_format=timing.memory_format,
+            threads=timing.threads,
+            options={"min_seconds": timing.min_seconds},
+        )
+        for point in timed_points(record.result["points"])
+        for batch in timing.batches
+    ]

@@ -1,0 +1,63 @@
+"""The profile of a forward: components, what runs outside them, the trace file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from harness.contract.declarations import EMPTY
+from harness.contract.recognizer import EfficientRecognizer
+from harness.errors import BenchError
+from harness.measure.profiling import OUTSIDE, profile, table
+
+
+class TwoParts(EfficientRecognizer):
+    def __init__(self):
+        super().__init__(2, resolution=4, data_preprocessor={"type": "BaseDataPreprocessor"})
+        self.large, self.small = nn.Linear(48, 2000), nn.Linear(48, 2)
+
+    def infer(self, clips, point=EMPTY, *, trace, generator=None):
+        frames = self.normalise(clips["frames"]).flatten(2)
+        with trace.event("large", shape=(48,), rows=frames.shape[1]):
+            self.large(frames)
+        for step in range(int(point.get("steps", 1))):
+            with trace.event("small", shape=(48,), variant="step"):
+                logits = self.small(frames[:, step])
+        return logits
+
+
+def clips():
+    return {"frames": torch.zeros(3, 4, 3, 4, 4, dtype=torch.uint8)}
+
+
+def test_components_and_trace(tmp_path):
+    found = profile(TwoParts(), clips(), {"steps": 2}, tmp_path / "new" / "trace.json", repeats=4)
+    parts = {c.component: c for c in found.components}
+    assert set(parts) == {"large", "small", OUTSIDE}
+    assert found.components[-1].component == OUTSIDE
+    assert (parts["large"].calls, parts["large"].rows) == (1, 12)
+    assert (parts["small"].calls, parts["small"].rows, parts["small"].variant) == (2, 6, "step")
+    assert sum(c.seconds for c in found.components) == pytest.approx(found.forward_s)
+    assert sum(c.share for c in found.components) == pytest.approx(1)
+    events = {e.get("name") for e in json.loads(found.trace_file.read_text())["traceEvents"]}
+    assert {"large||48", "small|step|48", "aten::linear"} <= events
+
+
+def test_compressed_trace_and_table(tmp_path):
+    found = profile(TwoParts(), clips(), out=tmp_path / "trace.json.gz", repeats=1)
+    with gzip.open(found.trace_file) as file:
+        assert json.load(file)["traceEvents"]
+    lines = table(found).splitlines()
+    assert lines[0].split() == ["component", "variant", "shape", "calls", "rows", "ms", "share"]
+    assert len(lines) == 5
+    assert str(found.trace_file) in lines[-1]
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BenchError, match="--out"):
+        profile(TwoParts(), clips(), out=tmp_path / "file" / "trace.json", repeats=1)
