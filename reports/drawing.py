@@ -21,14 +21,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 SAFE = sns.color_palette("colorblind").as_hex()
-PALETTE = (*SAFE[:5], SAFE[7], SAFE[9], "#775566", "#bb0000", "#556644", "#aa66ff", "#cc0099")
-"""Seaborn's colours for the colour-blind less tan, pink and yellow, which are lost among the others or on paper;
-the further ones keep their distance to all others under each kind of colour blindness, on a light and a dark page."""
+PALETTE = (*SAFE[:5], SAFE[9], "#775566", "#bb0000", "#556644", "#aa66ff", "#cc0099", SAFE[7])
+"""Seaborn's colours for the colour-blind less tan, pink and yellow, which are lost among the others or on paper.
+The ones added keep their distance to all others under every kind of colour blindness, on a light and a dark page."""
 MARKERS = "osD^v<>phd*"
 INK, FAINT, GRID, PAPER = "#1c2026", "#6a7280", "#dfe3e8", "#fefefe"
 """Colours of everything that is not data; in the page they follow its light or dark theme."""
 THEME = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--line)", PAPER: "var(--card)"}
-SETTINGS: dict[str, Any] = {
+SETTINGS: Any = {
     **sns.axes_style("whitegrid"),
     **sns.plotting_context("paper", font_scale=0.92),
     "savefig.dpi": 200,
@@ -141,5 +141,5 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     natural = f"{1.6 * float(width[1]):.0f}px" if width else "100%"
     head = f'<svg role="img" aria-label="{html.escape(description)}" style="width:{natural}"'
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r'id="(?!m[0-9a-f]{8}|p[0-9a-f]{8}|image)[^"]*"', "", svg)
+    svg = re.sub(r'id="(?!m[0-9a-f]{8}|p[0-9a-f]{8}|C[0-9a-f]+_|image)[^"]*"', "", svg)
     return head + svg.removeprefix("<svg").strip("\n")

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from harness.measure.metrics import classes_without_positives
 from harness.store.records import Record
 from reports.collect import Group, Report
-from reports.drawing import PALETTE
+from reports.drawing import colour
 from reports.tables import findings
 from reports.text import Table
 
@@ -34,7 +34,7 @@ def page(report: Report, shown: Mapping[str, GroupPictures], tables: Mapping[str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(palette=PALETTE, swatch=_swatch)
+    environment.globals.update(swatch=_swatch)
     records = [r for g in report.groups for m in g.methods for r in m.records]
     return environment.get_template("page.html").render(
         groups=[_group(g, shown[g.anchor], tables[g.anchor]) for g in report.groups],
@@ -60,7 +60,7 @@ class GroupPictures:
 
 
 def _swatch(style: int | None) -> str:
-    return PALETTE[style % len(PALETTE)] if style is not None else "transparent"
+    return colour(style) if style is not None else "transparent"
 
 
 def _group(group: Group, pictures: GroupPictures, tables: Sequence[Table]) -> dict[str, Any]:

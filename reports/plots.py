@@ -63,20 +63,26 @@ def distributions(group: Group) -> Figure | None:
     low, high = min(v.min() for v in values), 1.02 * max(v.max() for v in values)
     logarithmic = high > 30 * low > 0
     low = low / 1.02 if logarithmic else 0.0
-    edges = np.linspace(*np.log10([low, high]), 72) if logarithmic else np.linspace(low, high, 72)  # as the axis is
+    edges = np.linspace(low, high, 72)
+    if logarithmic:  # seaborn wants edges in the scale of the axis
+        edges = np.linspace(np.log10(low), np.log10(high), 72)
     labels = [_row_label(m, p) for m, p in rows]
     figure = _figure(labels, height=0.36)
     grid = figure.subplots(len(rows), sharex=True, squeeze=False, gridspec_kw={"hspace": 0})[:, 0]
     if logarithmic:
         log_ticks(grid[0])
     for axes, label, (method, point), data in zip(grid, labels, rows, values, strict=True):
-        sns.histplot(x=data, bins=edges, color=colour(method.style), alpha=0.85, linewidth=0, ax=axes)
+        tint = colour(method.style)
+        if point.gflops_std <= 1e-3 * point.gflops:
+            axes.vlines(point.gflops, 0, 1, color=tint, linewidth=2.2)
+        else:
+            sns.histplot(x=data, bins=edges, color=tint, alpha=0.85, linewidth=0, ax=axes)
         (mean,) = axes.plot(point.gflops, 0, "d", color=PAPER, markeredgecolor=INK, clip_on=False)
         axes.set(xlim=(low, high), ylim=(0, 1.2 * axes.dataLim.ymax), ylabel="")
         axes.set_yticks([0], [label], va="bottom")
         axes.tick_params(axis="y", length=0)
         axes.label_outer(remove_inner_ticks=True)
-        sns.despine(ax=axes, left=True, bottom=axes is not grid[-1])
+        sns.despine(ax=axes, left=True, bottom=axes is not grid[-1], offset={"bottom": 5})
     grid[-1].set_xlabel("GFLOPs of one video (executed)" + (", log scale" if logarithmic else ""))
     key = {"mean": mean, "share of the videos": Patch(color=FAINT, alpha=0.6)}
     grid[0].legend(key.values(), key, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
@@ -92,10 +98,12 @@ def exits(group: Group) -> Figure | None:
     steps = len(shares.columns)
     tints = sns.blend_palette(EARLY_TO_LATE, steps).as_hex()
     figure, axes = _stacked([_row_label(m, p) for m, p in rows], shares, tints, height=0.27)
-    for (row, step), end in shares.cumsum(axis=1).stack().items():
-        if (share := shares.loc[row, step]) >= 7:
-            ink = "#1c1c1c" if step < steps * 0.45 else "#ffffff"
-            axes.text(end - share / 2, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    widths = shares.to_numpy()
+    centres = widths.cumsum(axis=1) - widths / 2
+    for row, step in np.argwhere(widths >= 7):
+        ink = "#1c1c1c" if step < steps * 0.45 else "#ffffff"
+        text = f"{widths[row, step]:.0f}"
+        axes.text(centres[row, step], row, text, ha="center", va="center", fontsize=7, color=ink)
     axes.set(xlim=(0, 100), xlabel="share of the test videos (%) that leave after step …")
     axes.grid(visible=False)
     shown = range(steps) if steps <= 10 else np.unique(np.linspace(0, steps - 1, 8).round().astype(int))
@@ -119,15 +127,17 @@ def components(group: Group) -> Figure:
     if len(parts.columns) > COMPONENTS:
         small = parts.columns[COMPONENTS - 1 :]
         parts = parts.drop(columns=small).assign(other=parts[small].sum(axis=1))
-    tints = [FAINT if name == "other" else colour(i) for i, name in enumerate(parts)]
+    names = list(map(str, parts.columns))
+    tints = [FAINT if name == "other" else colour(i) for i, name in enumerate(names)]
     figure, axes = _stacked([wrapped(m.label) for m in group.methods], parts, tints, height=0.32)
     axes.set_xlabel("GFLOPs per video (executed, mean)")
     axes.grid(visible=False, axis="y")
+    handles = [Patch(color=tint, label=name) for name, tint in zip(names, tints, strict=True)]
     axes.legend(
-        handles=[Patch(color=tint, label=name) for name, tint in zip(parts, tints, strict=True)],
+        handles=handles,
         loc="upper right",
         bbox_to_anchor=(1.01, -0.5 / figure.get_size_inches()[1]),
-        ncols=_columns(parts, {14: 4, 30: 2}),
+        ncols=_columns(names, {14: 4, 30: 2}),
         columnspacing=1.2,
         handlelength=1,
     )
@@ -135,81 +145,48 @@ def components(group: Group) -> Figure:
 
 
 def _tradeoff(group: Group, marks: Sequence[Mark], label: str) -> Figure:
-    """Curves with their intervals; default points are large and carry their own interval."""
+    """Curves with their intervals; default points are large and carry their own."""
     figure = Figure(figsize=(WIDTH, 3.7))
     axes = figure.subplots()
-    points = _frame(group, marks)
-    drawn = [m for m in group.methods if any(m is method for method, _, _ in marks)]
-    tints, shapes = ({wrapped(m.label): of(m.style) for m in drawn} for of in (colour, marker))
     log_ticks(axes)
-    for (method, _), curve in points.groupby(["method", "curve"]):
-        axes.fill_between(curve.cost, curve.low, curve.high, color=tints[method], alpha=0.12, linewidth=0, zorder=2)
-    default = points[points.default]
-    axes.vlines(default.cost, default.low, default.high, colors=default.method.map(tints), linewidth=1.1, zorder=4)
-    look: dict[str, Any] = {
-        "x": "cost",
-        "y": "value",
-        "hue": "method",
-        "style": "method",
-        "palette": tints,
-        "markers": shapes,
-        "ax": axes,
-    }
-    sns.lineplot(
-        points,
-        units="curve",
-        estimator=None,
-        dashes=False,
-        linewidth=1.4,
-        markersize=4.6,
-        markeredgecolor=PAPER,
-        **look,
-    )
-    sizes = {True: 64, False: 21}
-    sns.scatterplot(
-        points.sort_values("default"), size="default", sizes=sizes, edgecolor=PAPER, zorder=5, legend=False, **look
-    )
-    _front_line(group, axes, points)
+    points = _frame(group, marks)
+    tints, shapes = ({wrapped(m.label): of(m.style) for m in group.methods} for of in (colour, marker))
+    for _, curve in points.groupby("curve"):
+        tint, default = tints[curve.method.iloc[0]], curve[curve.default]
+        axes.fill_between(curve.cost, curve.low, curve.high, color=tint, alpha=0.12, linewidth=0)
+        axes.vlines(default.cost, default.low, default.high, color=tint, linewidth=1.1, zorder=4)
+    look: dict[str, Any] = {"x": "cost", "y": "value", "hue": "method", "style": "method", "palette": tints}
+    look |= {"markers": shapes, "ax": axes}
+    sns.lineplot(points, units="curve", estimator=None, dashes=False, linewidth=1.4, markeredgecolor=PAPER, **look)
+    large_last, sizes = points.sort_values("default"), {True: 64, False: 23}
+    sns.scatterplot(large_last, size="default", sizes=sizes, edgecolor=PAPER, zorder=5, legend=False, **look)
+    front = points.iloc[pareto(list(points.cost), list(points.value), higher_is_better=group.metric.higher_is_better)]
+    axes.step(front.cost, front.value, "--", where="post", color=FAINT, linewidth=1, zorder=1, label="Pareto front")
     low, high = points.cost.min(), points.cost.max()
     room = max((high / low) ** 0.06, 1.12) if high > low else 2.0  # also where all points have one cost
     axes.set(xlim=(low / room, high * room), xlabel=label, ylabel=f"{group.metric.title} ({group.metric.unit})")
-    columns = _columns(tints, {20: 3, 31: 2})
-    axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.17), ncols=columns, columnspacing=1.4)
+    columns = _columns(points.method, {20: 3, 31: 2})
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.17), ncols=columns, columnspacing=1.4, markerscale=1.2)
     return figure
 
 
 def _frame(group: Group, marks: Sequence[Mark]) -> pd.DataFrame:
-    """A row per point and curve it lies on, by rising cost; a point of no knob is a curve of its own."""
+    """A row for each point of each curve, by rising cost within one; a point of no knob is a curve of its own."""
     cost = {(m.label, p.name): x for m, p, x in marks}
+    curves = [(m, c) for m in group.methods for c in (*m.curves(), *([p] for p in m.points if p.knob is None))]
     rows = [
         {
-            "method": wrapped(m.label),
             "curve": number,
+            "method": wrapped(m.label),
             "cost": cost[m.label, p.name],
             "default": p is m.default,
             **asdict(p.metrics[group.metric.name]),
         }
-        for m in group.methods
-        for number, curve in enumerate([*m.curves(), *([p] for p in m.points if p.knob is None)])
-        for p in sorted(curve, key=lambda p: cost.get((m.label, p.name), 0.0))
+        for number, (m, curve) in enumerate(curves)
+        for p in curve
         if (m.label, p.name) in cost
     ]
-    return pd.DataFrame(rows)
-
-
-def _front_line(group: Group, axes: Axes, points: pd.DataFrame) -> None:
-    front = points.iloc[pareto(points.cost, points.value, higher_is_better=group.metric.higher_is_better)]
-    dashes = (0, (4, 2))
-    axes.step(
-        front.cost,
-        front.value,
-        where="post",
-        color=FAINT,
-        linestyle=dashes,
-        linewidth=1,
-        zorder=1,
-        label="Pareto front",
-    )
+    return pd.DataFrame(rows).sort_values(["curve", "cost"], kind="stable", ignore_index=True)
 
 
 def _published(group: Group, figure: Figure) -> None:

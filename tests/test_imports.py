@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.contract import registry
+from tests.import_graph import circles, graph, hall, longest_chain
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = {"torch", "torchvision", "mmengine", "mmaction", "mmcv", "av", "cv2"}
@@ -129,3 +130,30 @@ def test_package_data_is_declared() -> None:
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
     assert kinds <= set(settings)
+
+
+def test_no_circles_and_rooms_not_a_hall(tmp_path: Path) -> None:
+    assert circles(graph(ROOT)) == []
+    assert hall(ROOT) == ["errors"]
+    lazy = "def f():\n    from harness import c"
+    made = {"a": "import harness.b", "b": lazy, "c": "from harness.a import x", "d": ""}
+    (tmp_path / "harness").mkdir()
+    for name, text in made.items():
+        (tmp_path / "harness" / f"{name}.py").write_text(text)
+    (found,) = circles(graph(tmp_path))
+    assert sorted(found) == ["harness.a", "harness.b", "harness.c"]
+    assert longest_chain(graph(tmp_path, inside_functions=False)) == ["harness.c", "harness.a", "harness.b"]
+
+
+ROOMS = sorted(path.parent for path in (ROOT / "harness").glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda path: path.name)
+def test_every_room_says_what_it_is_for(room: Path) -> None:
+    """Its `__init__` is a text and nothing else; every module opens with one."""
+    tree = ast.parse((room / "__init__.py").read_text())
+    text = ast.get_docstring(tree) or ""
+    assert text.startswith("Room: ") and len(text.splitlines()) >= 3 and len(tree.body) == 1
+    for path in room.glob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+        assert path.stem not in ("tools", "utils", "util", "common", "misc", "helpers"), path
