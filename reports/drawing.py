@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 SAFE = sns.color_palette("colorblind").as_hex()
-PALETTE = (*SAFE[:5], SAFE[9], "#775566", "#bb0000", "#556644", "#aa66ff", "#cc0099", SAFE[7])
+PALETTE = (*SAFE[:5], SAFE[9], "#aa3377", "#8877ff", "#cc0022", "#447744", "#88aa66", SAFE[7])
 """Seaborn's colours for the colour-blind less tan, pink and yellow, which are lost among the others or on paper.
 The ones added keep their distance to all others under every kind of colour blindness, on a light and a dark page."""
 MARKERS = "osD^v<>phd*"

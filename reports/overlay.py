@@ -24,7 +24,7 @@ from harness.measure.prediction import STATES, Box, GivenFrame, Prediction, dura
 from reports import drawing
 from reports.drawing import FAINT, GRID, INK, PALETTE, short
 
-BOX, BOX_EDGE, EXIT = "#ffd23f", "#16181c", PALETTE[3]
+BOX, BOX_EDGE, EXIT = "#ffd23f", "#16181c", "#d9622b"
 SHOWN = 48
 """Frames in the picture, at most; the ones looked at come first."""
 COLUMNS, WIDTH, GAP = 8, 7.6, 0.05

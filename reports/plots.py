@@ -222,13 +222,12 @@ def _stacked(labels: Sequence[str], parts: pd.DataFrame, tints: Sequence[str], *
     figure = _figure(labels, height=height)
     axes = figure.subplots()
     sns.histplot(
-        parts.rename_axis("row").reset_index().melt("row", var_name="part", value_name="width"),
-        y="row",
-        weights="width",
+        y=np.repeat(range(len(parts)), len(parts.columns)),
+        weights=parts.to_numpy().ravel(),
         discrete=True,
         shrink=0.72,
-        hue="part",
-        hue_order=parts.columns[::-1],  # the last is drawn at the axis
+        hue=np.tile(parts.columns, len(parts)),
+        hue_order=parts.columns[::-1],  # the last of them is drawn at the axis
         palette=tints[::-1],
         multiple="stack",
         alpha=1,
