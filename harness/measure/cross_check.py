@@ -66,9 +66,21 @@ class LayerCalls:
 
 def _fvcore_macs(layer: nn.Module, shape: tuple[int, ...]) -> float:
     """fvcore's MACs of one call: those of one row, times the rows."""
-    rows, row = (torch.Size(shape[:-1]).numel(), shape[-1:]) if isinstance(layer, nn.Linear) else (shape[0], shape[1:])
-    bare = copy.copy(layer)  # without hooks such as the temporal shift's
-    bare._forward_hooks, bare._forward_pre_hooks = OrderedDict(), OrderedDict()
-    weight = next(layer.parameters())
-    analysis = FlopCountAnalysis(bare, torch.zeros(1, *row, dtype=weight.dtype, device=weight.device))
-    return rows * float(analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total())
+    if isinstance(layer, nn.Linear):
+        return torch.Size(shape[:-1]).numel() * _of_a_row(str(layer), layer, shape[-1:])
+    return shape[0] * _of_a_row(str(layer), layer, shape[1:])
+
+
+_KNOWN: dict[tuple[str, tuple[int, ...]], float] = {}
+
+
+def _of_a_row(description: str, layer: nn.Module, row: tuple[int, ...]) -> float:
+    """What fvcore counts for one row; counted once for layers that torch describes alike (sizes, stride, groups)."""
+    if (description, row) not in _KNOWN:
+        bare = copy.copy(layer)  # without hooks such as the temporal shift's
+        bare._forward_hooks, bare._forward_pre_hooks = OrderedDict(), OrderedDict()
+        weight = next(layer.parameters())
+        analysis = FlopCountAnalysis(bare, torch.zeros(1, *row, dtype=weight.dtype, device=weight.device))
+        total = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()
+        _KNOWN[description, row] = float(total)
+    return _KNOWN[description, row]

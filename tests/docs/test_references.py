@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *sorted((ROOT / "docs").rglob("*.md"))]
+TOP = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")]
+PAGES = TOP + sorted((ROOT / "docs").rglob("*.md"))
 SOURCES = [
     path
     for part in ("harness", "adafocus", "baselines", "reports", "tests")
-    for pattern in ("*.py", "*.toml", "*.csv")
+    for pattern in ("*.py", "*.toml")
     for path in sorted((ROOT / part).rglob(pattern))
 ] + [ROOT / "bench.py", ROOT / "pyproject.toml"]
 REFERENCE = re.compile(r"(?<![\w/])(docs/[\w/-]+\.md)((?:,? ?#[\w-]+)*)")
