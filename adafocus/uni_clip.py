@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from adafocus.clip_nets import ClipNet
 from adafocus.glance_and_focus import GlanceAndFocus
 from adafocus.policy import scattered
-from adafocus.settings import BoxesAndFrames, Networks
+from adafocus.settings import BoxesAndFrames, Networks, tiny_networks
 from adafocus.uni_policies import InterpolationHead, SpatialPolicy, TemporalPolicy, monte_carlo_logits, size_prior
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.contract.exits import NEVER, Score, point_thresholds, should_exit
@@ -113,6 +113,23 @@ class UniClip(GlanceAndFocus):
         raise NotImplementedError
 
     # -- what it says of itself ------------------------------------------------------------------
+
+    @staticmethod
+    def _tiny_settings(resolution: int, suffix: str = "") -> dict[str, Any]:
+        """Settings of the tiny size; `suffix` as of `tiny_networks`."""
+        return {
+            "frames": 8,
+            "focus_frames": 8,
+            "patch_size": resolution * 5 // 8,
+            "smallest_box": resolution // 2,
+            "size_weight": 0.0,
+            **tiny_networks(resolution, suffix),
+            "spatial_channels": 16,
+            "temporal_channels": 16,
+            "policies_centred": True,
+            "dropout": 0.2,
+            "align_crops": True,
+        }
 
     def _init(self) -> tuple[InitFrom, ...]:
         return (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adafocus.clip_nets import TwoHeadNet
-from adafocus.settings import FULL_SIZE, Networks, tiny_networks
+from adafocus.settings import FULL_SIZE, Networks
 from adafocus.uni_clip import UniClip
 from harness.contract.declarations import Stage
 
@@ -65,19 +65,7 @@ class UniAdaFocusTSM(UniClip):
     def settings_for(cls, size: str, resolution: int) -> dict[str, Any]:
         if size == "paper":
             return {"patch_size": 128, **FULL_SIZE}
-        return {
-            "frames": 8,
-            "focus_frames": 8,
-            "patch_size": resolution * 5 // 8,
-            "smallest_box": resolution // 2,
-            "size_weight": 0.0,
-            **tiny_networks(resolution),
-            "spatial_channels": 16,
-            "temporal_channels": 16,
-            "policies_centred": True,
-            "dropout": 0.2,
-            "align_crops": True,
-        }
+        return cls._tiny_settings(resolution)
 
     def recipe(self, size: str) -> Sequence[Stage]:
         if size != "paper":

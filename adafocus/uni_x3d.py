@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adafocus.clip_nets import OverTimeNet
-from adafocus.settings import Networks, tiny_networks
+from adafocus.settings import Networks
 from adafocus.uni_clip import TINY_DEPARTURES, UniClip
 from harness.contract.declarations import InitFrom, Stage
 from harness.layers.backbones import IMAGENET_FILES
@@ -97,20 +97,7 @@ class UniAdaFocusX3D(UniClip):
                 "glance_side": resolution * 5 // 7,
                 "focus": "x3d_l",
             }
-        return {
-            "frames": 8,
-            "focus_frames": 8,
-            "patch_size": resolution * 5 // 8,
-            "smallest_box": resolution // 2,
-            "size_weight": 0.0,
-            **tiny_networks(resolution, "3d"),
-            "head_hidden": 128,
-            "spatial_channels": 16,
-            "temporal_channels": 16,
-            "policies_centred": True,
-            "dropout": 0.2,
-            "align_crops": True,
-        }
+        return {**cls._tiny_settings(resolution, "3d"), "head_hidden": 128}
 
     def recipe(self, size: str) -> Sequence[Stage]:
         departures = () if self.published_heads else (HEAD_DEPARTURE,)
