@@ -1,7 +1,8 @@
 """Every command in a `sh` block of a Markdown file is run, in a folder with the files that the pages speak of.
 
 `bench.py` and `pytest` run as a reader would run them, on less data: `run` gets few videos, one epoch, no
-pre-training and no timing. Trainings of hours (LONG) are planned only, with `--dry-run`. What sets up an environment
+pre-training and no timing. Trainings of hours (LONG) are planned only, with `--dry-run`; two commands that take minutes
+run with `--slow`. What sets up an environment
 (uv, tox, pre-commit) is not run here: its groups, environments and files must exist.
 """
 
@@ -33,6 +34,8 @@ LESS = [
 ]
 LONG = ("quick", "ablation", "standard", "adafocus-v1", "uni-adafocus", "adafocus-v2-tsm", "ar-net", "tsm-plus")
 """Words of `run` commands that train for longer than a test may: suites, and methods with long recipes."""
+MINUTES = ("uv run bench.py gflops --paper", "uv run bench.py gate --against")
+"""Commands that take minutes whatever the data: only with --slow."""
 SETUP = ("python3 -m pip install uv", "uv sync", "uvx")
 
 
@@ -69,7 +72,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("command", RUN)
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=[pytest.mark.slow] * c.startswith(MINUTES)) for c in RUN]
+)
 def test_command(folder: Path, command: str) -> None:
     words = shlex.split(command)
     assert words[:2] in (["uv", "run"], ["python", "-m"]), "a reader starts it with `uv run`"
@@ -213,6 +218,7 @@ def _complete(data: Path, name: str) -> None:
     from harness.data.cards import dataset_card
 
     card = dataset_card(name)
+    lines = "".join(f"class {i}\n" for i in range(card.num_classes))
     for candidates in (*card.splits.values(), card.class_files):
         if candidates:
-            (data / name / candidates[0]).write_text("x\n")
+            (data / name / candidates[0]).write_text(lines)
