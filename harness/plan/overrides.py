@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
+from harness.contract.groups import check
 from harness.contract.values import from_mapping, literal, split_outside_brackets
 from harness.errors import UsageError
 from harness.plan.protocol import Protocol
@@ -42,4 +43,8 @@ def parse_sets(sets: Sequence[str] | None, epochs: int | None = None) -> tuple[O
     if "budgets" in protocol:
         budgets = protocol["budgets"]
         protocol["budgets"] = tuple(budgets) if isinstance(budgets, list | tuple) else (budgets,)
+    hints = get_type_hints(Protocol)
+    for name, value in protocol.items():
+        if name in hints:
+            check(f"protocol.{name}", value, hints[name])
     return Overrides(settings, stages, epochs), from_mapping(Protocol, protocol, kind="protocol")

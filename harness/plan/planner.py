@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from harness.contract.declarations import InitFrom, Stage
+from harness.contract.groups import check
 from harness.contract.names import DATA_SETTINGS, split_name
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.registry import method_card, recognizer_class
@@ -22,6 +23,7 @@ from harness.plan.protocol import Protocol
 from harness.plan.recipes import Recipe, adapted, paper_recipe
 from harness.plan.units import DataSpec, EvalSpec, Spec, TrainSpec, Weights, training_part
 
+STAGE_FIELDS = get_type_hints(Stage)
 TINY_EPOCH = 240
 """Samples in an epoch of a tiny recipe, at least: a small data set is gone through several times."""
 
@@ -172,10 +174,11 @@ class Planner:
         changes: dict[str, Any] = {}
         for key, value in self.overrides.stages.items() if overridden else ():
             owner, _, name = key.rpartition(".")
-            if name not in Stage.__dataclass_fields__:
-                raise unknown("stage setting", name, Stage.__dataclass_fields__)
+            if name not in STAGE_FIELDS:
+                raise unknown("stage setting", name, STAGE_FIELDS)
             if owner in ("", stage.name):
-                changes[name] = value
+                changes[name] = tuple(value) if isinstance(value, list) else value
+                check(f"stage.{name}", changes[name], STAGE_FIELDS[name])
         epochs = changes.pop("epochs", self.overrides.epochs if overridden else None)
         if epochs is None:
             epochs = max(1, round(stage.epochs * self.protocol.epoch_scale))

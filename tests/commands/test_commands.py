@@ -21,6 +21,8 @@ from tests.commands.conftest import ROOT, bench, command
         (["run", "--methods", "tsn", "--datasets", "glyfs"], "did you mean 'glyphs'"),
         (["run", "quick", "--set", "protocol.selektion=last"], "did you mean 'selection'"),
         (["run", "quick", "--set", "nonsense"], "KEY=VALUE"),
+        (["run", "quick", "--set", "protocol.threads=two"], "protocol.threads='two': expected a valid integer"),
+        (["run", "quick", "--set", "protocol.budgets=half"], "protocol.budgets=('half',): expected a valid number"),
         (["run", "quick", "--batches", "x"], "comma-separated numbers"),
         (["run", "--methods", "tsn", "--datasets", "glyphs", "--device", "tpu"], "cpu, cuda or auto"),
         (["list", "metods"], "did you mean 'methods'"),

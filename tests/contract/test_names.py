@@ -281,3 +281,22 @@ def test_adapted_stages() -> None:
     assert (found.trained, found.eval_modules) == (("a", "a.b"), ())
     assert [init.source for init in found.init] == ["pretrained:x", "stage:z"]
     assert same == foreign
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"epochs": "many"}, "stage.epochs='many': expected a valid integer"),
+        ({"optimizer": "Foo"}, "unknown stage.optimizer 'Foo'; known: Adam, AdamW, SGD"),
+        ({"milestones": ["x"]}, "stage.milestones=('x',): expected a valid integer"),
+    ],
+)
+def test_wrong_values_of_stages_are_told(changes: dict[str, object], told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        planner(overrides=Overrides(stages=changes)).cell("tsn", 0)
+    assert str(caught.value) == told
+
+
+def test_stages_take_lists_for_tuples() -> None:
+    cell = planner(overrides=Overrides(stages={"milestones": [3, 5], "lr": 1})).cell("tsn", 0)
+    assert cell.train[-1].stage["milestones"] == [3, 5] and cell.train[-1].stage["lr"] == 1
