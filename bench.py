@@ -186,7 +186,7 @@ def gflops(
     ] = False,
     size: Size = "paper",
     resolution: Resolution = 224,
-    classes: Annotated[int, typer.Option("--classes", help="Number of classes.")] = 200,
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Number of classes.")] = 200,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -272,7 +272,7 @@ def profile(
     method: str,
     size: Size = "tiny",
     resolution: Resolution = 64,
-    batch: Annotated[int, typer.Option("--batch", help="Videos per forward.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Videos per forward.")] = 1,
     device: Device = "auto",
     out: Annotated[Path, typer.Option("--out", help="Where the torch.profiler trace goes.")] = Path("profile"),
     sets: Sets = None,
@@ -293,7 +293,7 @@ def data_render(
     names: Annotated[list[str], typer.Argument(help="Embedded sets: glyphs, glyphs-motion.")],
     size: Size = "tiny",
     data_root: DataRoot = DATA_ROOT,
-    processes: Annotated[int, typer.Option("--processes")] = max(1, os.cpu_count() or 1),
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Side by side.")] = max(1, os.cpu_count() or 1),
 ) -> None:
     """Render embedded sets as H.264 .mp4 files, deterministic by seed."""
     from harness.commands.data import render_sets

@@ -18,7 +18,7 @@ WeightsDir = Annotated[Path | None, Option("--weights-dir", help="Folder with Im
 Device = Annotated[str, Option("--device", help="cpu, cuda or auto.")]
 Checkpoint = Annotated[Path, Option("--checkpoint", help="Artifact folder or model.safetensors in one.")]
 Size = Annotated[str, Option("--size", help="tiny or paper.")]
-Resolution = Annotated[int, Option("--resolution", help="Side of the frames in pixels.")]
+Resolution = Annotated[int, Option("--resolution", min=32, help="Side of the frames in pixels.")]
 Json = Annotated[bool, Option("--json", help="Print JSON for scripts.")]
 Sets = Annotated[
     list[str] | None,
@@ -54,7 +54,7 @@ class Parts:
 
     limit: Annotated[int | None, Option("--limit", min=1, help="Only the first N videos of every split.")] = None
     allow_missing: Annotated[
-        int, Option("--allow-missing", help="Leave out up to N broken videos, listed in the record.")
+        int, Option("--allow-missing", min=0, help="Leave out up to N broken videos, listed in the record.")
     ] = 0
 
 
@@ -92,8 +92,8 @@ class Timing:
     dtype: Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.")] = "float32"
     compile_mode: Annotated[str | None, Option("--compile", help="Mode of torch.compile; eager when left out.")] = None
     memory_format: Annotated[str, Option("--memory-format", help="channels_last or contiguous.")] = "channels_last"
-    threads: Annotated[int, Option("--threads", help="Torch threads.")] = 1
+    threads: Annotated[int, Option("--threads", min=1, help="Torch threads.")] = 1
     point: Annotated[
         str | None, Option("--point", help="Operating point; the default and half cost when left out.")
     ] = None
-    min_seconds: Annotated[float, Option("--min-seconds", help="Time spent in timed forwards, at least.")] = 1.0
+    min_seconds: Annotated[float, Option("--min-seconds", min=0, help="Time spent in timed forwards, at least.")] = 1.0

@@ -11,6 +11,7 @@ import torch
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.registry import method_card, recognizer_class
 from harness.contract.values import digest
+from harness.data.cards import SIZES
 from harness.errors import unknown
 from harness.layers.memory_format import set_memory_format
 
@@ -50,4 +51,6 @@ def constructor_settings(cls: type[EfficientRecognizer]) -> set[str]:
 
 def full_settings(method: str, size: str, resolution: int, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `method` at `size`: the class's, then the variant's, then `changes`."""
+    if size not in SIZES:
+        raise unknown("size", size, SIZES)
     return {**recognizer_class(method).settings_for(size, resolution), **method_card(method).settings, **changes}

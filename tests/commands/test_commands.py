@@ -27,6 +27,8 @@ from tests.commands.conftest import ROOT, bench, command
         (["run", "--methods", "tsn", "--datasets", "glyphs", "--device", "tpu"], "cpu, cuda or auto"),
         (["list", "metods"], "did you mean 'methods'"),
         (["gflops"], "--paper"),
+        (["gflops", "tsn", "--size", "tinny"], "did you mean 'tiny'"),
+        (["gflops", "tsn", "--resolution", "-4"], "greater than or equal to 32"),
     ],
 )
 def test_wrong_usage_is_named_and_exits_with_2(arguments: list[str], told: str, tmp_path: Path) -> None:
