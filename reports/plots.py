@@ -150,6 +150,9 @@ def _tradeoff(group: Group, marks: Sequence[Mark], label: str) -> Figure:
     axes = figure.subplots()
     log_ticks(axes)
     points = _frame(group, marks)
+    low, high = points.cost.min(), points.cost.max()
+    room = max((high / low) ** 0.06, 1.12) if high > low else 2.0  # also where all points have one cost
+    axes.set_xlim(low / room, high * room)  # first: a logarithmic axis of no width cannot be drawn on
     tints, shapes = ({wrapped(m.label): of(m.style) for m in group.methods} for of in (colour, marker))
     for _, curve in points.groupby("curve"):
         tint, default = tints[curve.method.iloc[0]], curve[curve.default]
@@ -162,9 +165,7 @@ def _tradeoff(group: Group, marks: Sequence[Mark], label: str) -> Figure:
     sns.scatterplot(large_last, size="default", sizes=sizes, edgecolor=PAPER, zorder=5, legend=False, **look)
     front = points.iloc[pareto(list(points.cost), list(points.value), higher_is_better=group.metric.higher_is_better)]
     axes.step(front.cost, front.value, "--", where="post", color=FAINT, linewidth=1, zorder=1, label="Pareto front")
-    low, high = points.cost.min(), points.cost.max()
-    room = max((high / low) ** 0.06, 1.12) if high > low else 2.0  # also where all points have one cost
-    axes.set(xlim=(low / room, high * room), xlabel=label, ylabel=f"{group.metric.title} ({group.metric.unit})")
+    axes.set(xlabel=label, ylabel=f"{group.metric.title} ({group.metric.unit})")
     columns = _columns(points.method, {20: 3, 31: 2})
     axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.17), ncols=columns, columnspacing=1.4, markerscale=1.2)
     return figure
