@@ -328,8 +328,6 @@ def _round_trip() -> int:
 
 def doctor(work_dir: Path, data_root: Path, weights_dir: Path | None, *, as_json: bool) -> int:
     """Findings with remedies; 1 where something does not work."""
-    from harness.commands.doctor import diagnose
-
     findings = diagnose(work_dir, data_root, weights_dir)
     if as_json:
         print(json.dumps([asdict(f) for f in findings], indent=1))

@@ -18,7 +18,6 @@ from harness.data.clips import ClipDataset, collate
 from harness.errors import BenchError
 from harness.measure.cost_table import CostTable
 from harness.measure.evaluation import Evaluator, PointResult
-from harness.measure.latency import measure_latency, phases
 from harness.measure.machine import machine_lock
 from harness.measure.metrics import evaluate, reported
 from harness.measure.points import shown_points
@@ -82,6 +81,8 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
 
 def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: Report) -> Record:
     """Time one operating point on this machine, alone, and commit the record of `spec`."""
+    from harness.measure.latency import measure_latency, phases  # else every evaluation would rest on its sources
+
     evaluation = read_record(record_folder(work_dir, "evaluation", spec.evaluation))
     if evaluation is None:
         raise BenchError(f"evaluation {spec.evaluation} is not in {work_dir}; run it before timing it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import sys
@@ -20,7 +21,15 @@ def loaded(inputs: Iterable[Mapping[str, str]] = ()) -> dict[str, str]:
     names = sorted(n for n in sys.modules if n.partition(".")[0] in packages and n.partition(".")[2])
     files = {name: getattr(sys.modules[name], "__file__", None) for name in names}
     found = {name: value for made_with in inputs for name, value in made_with.items()}
-    return found | {name: _hash(Path(path)) for name, path in files.items() if path and path.endswith(".py")}
+    return found | {name: _hash(Path(path)) for name, path in files.items() if path and _is_code(Path(path))}
+
+
+def _is_code(path: Path) -> bool:
+    """Whether a result can rest on a file; not on an `__init__` that only says what its package is for."""
+    if path.suffix != ".py" or path.stem != "__init__":
+        return path.suffix == ".py"
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return any(not isinstance(node, ast.Expr) for node in body)
 
 
 def changed(recorded: Mapping[str, str]) -> list[str]:

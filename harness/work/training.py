@@ -35,7 +35,6 @@ from harness.contract.registry import recognizer_class
 from harness.data.clips import ClipDataset, collate
 from harness.errors import BenchError, StopRequested
 from harness.layers.backbones import imagenet_state
-from harness.measure.evaluation import split_metric
 from harness.plan.building import build
 from harness.plan.pretraining import PRETRAINING
 from harness.plan.protocol import Protocol
@@ -276,6 +275,8 @@ class _BestOnVal(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         model = unwrap(runner.model)
+        from harness.measure.evaluation import split_metric  # else every training would rest on its sources
+
         value = split_metric(model, self.videos, "val", device=self.device)
         model.train()
         mark = self.folder / "best.txt"
