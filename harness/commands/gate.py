@@ -34,8 +34,6 @@ def gate(against: str | None, methods: str | None, *, store: bool, as_json: bool
 
 
 def _gate_stored(names: Sequence[str], store: bool) -> int:
-
-
     folder = ROOT / "tests" / "benchmarks"
     if not folder.is_dir():
         raise BenchError(

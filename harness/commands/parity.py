@@ -13,7 +13,6 @@ from harness.errors import FAILED, OK
 
 def parity(folder: Path, *, as_json: bool) -> int:
     """Replay the authors' inputs; 0 only when every pair passes."""
-
     results = []
     for result in iter_parity(folder):
         results.append(result)

@@ -41,9 +41,6 @@ IMAGENET_FILES: Mapping[str, tuple[str, ...]] = {
 trained on Kinetics-400; `-head` is its classifier, for methods that start from that too. `mobilenet_v2@tsm` is
 for methods whose authors start from the TSM authors' file."""
 
-TINY = ("restiny", "mbtiny")
-"""Backbones whose pre-training is the stills of an embedded set."""
-
 
 def build_backbone(name: str, *, shift: bool = False) -> Backbone:
     """Build a backbone with random weights.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from harness.contract.names import NOT_SETTINGS
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.registry import method_card, recognizer_class
 from harness.contract.values import digest
@@ -46,7 +47,7 @@ def constructor_settings(cls: type[EfficientRecognizer]) -> set[str]:
     for base in cls.__mro__:
         if issubclass(base, EfficientRecognizer):
             names |= set(inspect.signature(base.__init__).parameters)
-    return names - {"self", "kwargs", "args", "data_preprocessor"}
+    return names - NOT_SETTINGS
 
 
 def full_settings(method: str, size: str, resolution: int, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import nn
 from harness.contract.declarations import ParamGroup, Stage
 from harness.contract.values import plain
 from harness.errors import BenchError, CheckpointError, UsageError
-from harness.plan.planner import Overrides, Planner
+from harness.plan.overrides import Overrides
+from harness.plan.planner import Planner
 from harness.plan.protocol import Protocol
 from harness.plan.units import DataSpec, EvalSpec, TrainSpec, Weights, read_spec, read_stage, to_plain
 from harness.store import artifacts
