@@ -2,7 +2,7 @@
 
     scores = softmax(logits)                     # (N, C), once; mAP compares scores across videos
     METRICS["mAP"](scores, targets)              # percent
-    bootstrap("mAP", scores, targets)            # 95 % interval over videos
+    interval("mAP", scores, targets)             # 95 % interval over videos
     evaluate(logits, targets, ["top1", "top5"])  # what an evaluation record holds
 
 Targets are (N, L) integers, L labels per video padded with -1; class indices are fixed: a class without
@@ -11,17 +11,16 @@ a positive video keeps its column. No torch.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from harness.errors import BenchError, unknown
+from harness.measure.statistics import PERCENT, mean_interval
 
-RESAMPLES = 1000
-CHUNK = 250
-"""Bootstrap resamples held in memory at a time."""
+BLOCKS = 200
+"""Blocks of videos that the jackknife of a metric without a `linear` form leaves out in turn."""
 
 
 @dataclass(frozen=True)
@@ -32,25 +31,22 @@ class Metric:
     title: str
     compute: Callable[[np.ndarray, np.ndarray], float]
     """Scores and targets to a value in `unit`; all videos count once."""
-    weighted: Callable[[np.ndarray, np.ndarray, Iterable[np.ndarray]], Iterator[np.ndarray]] | None = None
-    """The same for resampled videos: blocks of counts (N, R), how often each video was drawn, to values (R,).
-    None: `compute` is called on every resample, which is slow where it is not cheap."""
+    linear: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    """What each video contributes, (N,), in `unit`: their mean is the value, their spread its uncertainty.
+    None: a jackknife over blocks of videos, which calls `compute` up to BLOCKS times."""
     unit: str = "%"
     higher_is_better: bool = True
 
     def __call__(self, scores: np.ndarray, targets: np.ndarray) -> float:
         return self.compute(*_checked(scores, targets))
 
+    def contributions(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """What each video contributes to the value, (N,) in `unit`: top-k 0 or 100, mAP its linearisation.
 
-@dataclass(frozen=True)
-class Difference:
-    """B minus A on the same videos."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-    """Two-sided: for top-k McNemar's exact test, else the bootstrap's share on the other side of zero."""
+        Without `linear` the videos of a block share their block's jackknife pseudo-value.
+        """
+        scores, targets = _checked(scores, targets)
+        return self.linear(scores, targets) if self.linear is not None else _jackknife(self.compute, scores, targets)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -98,49 +94,58 @@ def _mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
     return 100.0 * float(average_precisions(scores, targets).mean())
 
 
-def _top(k: int) -> tuple[Callable[..., float], Callable[..., Iterator[np.ndarray]]]:
-    """Accuracy of the k best classes, over videos and over resamples."""
+def _top(k: int) -> tuple[Callable[..., float], Callable[..., np.ndarray]]:
+    """Accuracy of the k best classes, and whether each video is right."""
+
+    def linear(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        return PERCENT * correct(scores, targets, k)
 
     def compute(scores: np.ndarray, targets: np.ndarray) -> float:
-        return 100.0 * float(correct(scores, targets, k).mean())
+        return float(linear(scores, targets).mean())
 
-    def weighted(scores: np.ndarray, targets: np.ndarray, draws: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        right = correct(scores, targets, k).astype(np.float64)
-        for counts in draws:
-            yield 100.0 * (right @ counts) / counts.sum(axis=0)
-
-    return compute, weighted
+    return compute, linear
 
 
-def _weighted_map(scores: np.ndarray, targets: np.ndarray, draws: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """mAP of resamples without sorting again: a video drawn w times holds w neighbouring ranks.
+def _linear_map(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """mAP, and beside it how mAP changes with each video's weight: the infinitesimal jackknife, after one sort.
 
-    With T videos and P positives ranked before it, its w copies add sum_k (P+k)/(T+k)
-    = w + (P-T) (H(T+w) - H(T)), H the harmonic numbers. A class whose positives were all left out of
-    a resample is left out of that resample's mean (counting it as 0 would bias the interval downwards).
+    With weights w, AP = sum_i h_i w_i P_i / T_i / sum_i h_i w_i over ranks i, h the hits, P and T the weights of hits
+    and of all videos up to a rank. Its derivative by w_k at w = 1 is
+    (h_k P_k / k + h_k U_k - W_k - AP h_k) / hits, U_k and W_k the sums of h_i / i and of h_i P_i / i^2 from k on.
+    A class with few hits is given their n / (n - 1), as a sample variance is.
     """
     videos, classes = scores.shape
     positive = multi_hot(targets, classes)
-    present = np.flatnonzero(positive.any(axis=0))
-    order = np.argsort(-scores[:, present], axis=0, kind="stable")
-    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, videos + 1))])
-    for counts in draws:
-        total = np.zeros(counts.shape[1])
-        seen = np.zeros(counts.shape[1])
-        for column, label in enumerate(present):
-            ranked = order[:, column]
-            at = np.flatnonzero(positive[ranked, label])
-            copies = counts[ranked[at]].astype(np.int64)
-            blocks = np.add.reduceat(counts[ranked[: at[-1] + 1]], np.r_[0, at], axis=0, dtype=np.int64)
-            if at[0] == 0:
-                blocks[0] = 0
-            before = np.cumsum(blocks[:-1], axis=0)
-            positives_before = np.cumsum(copies, axis=0) - copies
-            gained = copies + (positives_before - before) * (harmonic[before + copies] - harmonic[before])
-            drawn = copies.sum(axis=0)
-            total += gained.sum(axis=0) / np.maximum(drawn, 1)
-            seen += drawn > 0
-        yield 100.0 * total / np.maximum(seen, 1) * len(present) / classes
+    ranks = np.arange(1, videos + 1)
+    influence, total = np.zeros(videos), 0.0
+    for label in np.flatnonzero(positive.any(axis=0)):
+        order = np.argsort(-scores[:, label], kind="stable")
+        hits = positive[order, label].astype(np.float64)
+        precision = np.cumsum(hits) / ranks
+        count = hits.sum()
+        average = float(precision @ hits) / count
+        later = np.cumsum((hits / ranks)[::-1])[::-1]
+        displaced = np.cumsum((hits * precision / ranks)[::-1])[::-1]
+        few = np.sqrt(count / max(count - 1, 1))
+        influence[order] += few * (hits * (precision + later - average) - displaced) / count
+        total += average
+    return PERCENT * (total + videos * influence) / classes
+
+
+def _jackknife(
+    compute: Callable[[np.ndarray, np.ndarray], float], scores: np.ndarray, targets: np.ndarray
+) -> np.ndarray:
+    """Pseudo-values (N,): blocks of neighbouring videos are left out in turn; their mean is moved to the value."""
+    value = compute(scores, targets)
+    if len(scores) < 2:
+        return np.full(len(scores), value)
+    blocks = np.array_split(np.arange(len(scores)), min(BLOCKS, len(scores)))
+    left = [compute(np.delete(scores, rows, axis=0), np.delete(targets, rows, axis=0)) for rows in blocks]
+    pseudo = [value + (len(scores) - len(rows)) / len(rows) * (value - v) for rows, v in zip(blocks, left, strict=True)]
+    # Videos of one block move together: spread so that the mean of N values is as uncertain as that of the blocks.
+    sizes = np.asarray([len(rows) for rows in blocks])
+    spread = np.repeat((np.asarray(pseudo) - np.mean(pseudo)) * np.sqrt(sizes), sizes)
+    return value + spread - spread.mean()
 
 
 METRICS: dict[str, Metric] = {
@@ -148,12 +153,12 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("top1", "Top-1 accuracy", *_top(1)),
         Metric("top5", "Top-5 accuracy", *_top(5)),
-        Metric("mAP", "mAP", _mean_average_precision, _weighted_map),
+        Metric("mAP", "mAP", _mean_average_precision, _linear_map),
         Metric(
             "mAP@first-label",
             "mAP of the first label",
             lambda scores, targets: _mean_average_precision(scores, targets[:, :1]),
-            lambda scores, targets, draws: _weighted_map(scores, targets[:, :1], draws),
+            lambda scores, targets: _linear_map(scores, targets[:, :1]),
         ),
     )
 }
@@ -172,108 +177,20 @@ def reported(main: str, classes: int) -> list[str]:
     return [metric(main).name, *others]
 
 
-def evaluate(
-    logits: np.ndarray, targets: np.ndarray, names: Iterable[str], *, n: int = RESAMPLES, seed: int = 0
-) -> dict[str, dict[str, float]]:
+def evaluate(logits: np.ndarray, targets: np.ndarray, names: Iterable[str]) -> dict[str, dict[str, float]]:
     """Metrics of unnormalised logits (N, C) with 95 % intervals, as in POINT_SCHEMA: name -> value, low, high."""
     scores = softmax(logits)
     result = {}
     for name in names:
-        low, high = bootstrap(name, scores, targets, n=n, seed=seed)
+        low, high = interval(name, scores, targets)
         result[name] = {"value": metric(name)(scores, targets), "low": low, "high": high}
     return result
 
 
-def bootstrap(
-    name: str | Metric, scores: np.ndarray, targets: np.ndarray, *, n: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """95 % bootstrap interval over videos; the spread over training seeds is another matter and not in it.
-
-    Percentiles of the resampled values, moved so that their mean is the metric's value: repeated videos
-    help each other's average precision, which would shift mAP's interval up (by 5 points where a class
-    has four positives). For top-k the shift is nothing but resampling noise.
-    """
+def interval(name: str | Metric, scores: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
+    """95 % interval over videos (docs/measurement.md#intervals); the spread over training seeds is not in it."""
     chosen = metric(name) if isinstance(name, str) else name
-    scores, targets = _checked(scores, targets)
-    values = _resampled(chosen, scores, targets, n=n, seed=seed)
-    low, high = _interval(values, chosen.compute(scores, targets))
-    return max(low, 0.0), min(high, 100.0)
-
-
-def paired_difference(
-    name: str,
-    scores_a: np.ndarray,
-    scores_b: np.ndarray,
-    targets: np.ndarray,
-    *,
-    n: int = RESAMPLES,
-    seed: int = 0,
-) -> Difference:
-    """B minus A over the same videos in the same order: both are resampled together.
-
-    Args:
-        name: A metric of METRICS.
-        scores_a: (N, C) scores of A.
-        scores_b: (N, C) scores of B, row by row the same videos.
-        targets: (N, L).
-        n: Bootstrap resamples.
-        seed: Of the resampling.
-    """
-    chosen = metric(name)
-    scores_a, targets = _checked(scores_a, targets)
-    scores_b, _ = _checked(scores_b, targets)
-    resampled = [_resampled(chosen, scores, targets, n=n, seed=seed) for scores in (scores_a, scores_b)]
-    differences = resampled[1] - resampled[0]
-    value = chosen.compute(scores_b, targets) - chosen.compute(scores_a, targets)
-    low, high = _interval(differences, value)
-    if name in ("top1", "top5"):
-        k = int(name[3:])
-        p = mcnemar(correct(scores_a, targets, k), correct(scores_b, targets, k))
-    else:
-        centred = differences - differences.mean() + value
-        side = min(int((centred <= 0).sum()), int((centred >= 0).sum()))
-        p = min(1.0, 2.0 * (side + 1) / (n + 1))
-    return Difference(value, low, high, p)
-
-
-def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
-    """Exact two-sided McNemar p: the videos only one of two gets right, against a fair coin."""
-    only_a = int((right_a & ~right_b).sum())
-    only_b = int((right_b & ~right_a).sum())
-    flips = only_a + only_b
-    if only_a == only_b:
-        return 1.0
-    log_half = flips * math.log(2.0)
-    log_all = math.lgamma(flips + 1)
-    tail = sum(
-        math.exp(log_all - math.lgamma(k + 1) - math.lgamma(flips - k + 1) - log_half)
-        for k in range(min(only_a, only_b) + 1)
-    )
-    return min(1.0, 2.0 * tail)
-
-
-def _interval(values: np.ndarray, centre: float) -> tuple[float, float]:
-    """2.5 and 97.5 % quantiles of `values` moved so that their mean is `centre`."""
-    low, high = np.quantile(values, [0.025, 0.975]) - values.mean() + centre
-    return float(low), float(high)
-
-
-def _resampled(chosen: Metric, scores: np.ndarray, targets: np.ndarray, *, n: int, seed: int) -> np.ndarray:
-    """The metric of n resamples, (n,); the same draws for the same seed and number of videos."""
-    draws = _draws(len(scores), n, seed)
-    if chosen.weighted is not None:
-        return np.concatenate(list(chosen.weighted(scores, targets, draws)))
-    resamples = (np.repeat(np.arange(len(scores)), counts) for block in draws for counts in block.T)
-    return np.asarray([chosen.compute(scores[rows], targets[rows]) for rows in resamples])
-
-
-def _draws(videos: int, n: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks (videos, up to CHUNK) of counts: how often each video was drawn in each resample."""
-    rng = np.random.default_rng(seed)
-    for start in range(0, n, CHUNK):
-        size = min(CHUNK, n - start)
-        drawn = rng.integers(videos, size=(size, videos)) + np.arange(size)[:, None] * videos
-        yield np.bincount(drawn.ravel(), minlength=size * videos).reshape(size, videos).T.astype(np.int32, order="C")
+    return mean_interval(chosen.contributions(scores, targets))
 
 
 def _checked(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -82,7 +82,7 @@ POINT_SCHEMA: dict[str, str] = {
     "prefix": "str: arrays of per_video.npz are PREFIX_logits (N, C) float32, PREFIX_gflops (N,), "
     "PREFIX_exits (N,) where the method exits, PREFIX_frames (N,) frames used, "
     "PREFIX_decision_NAME (N, T); shared: ids (N,), targets (N, L) padded with -1",
-    "metrics": "dict name -> {value, low, high}, in percent, 95 % bootstrap interval over videos",
+    "metrics": "dict name -> {value, low, high}, in percent, 95 % interval over videos",
     "gflops": "{mean, std, q05, q25, q50, q75, q95} over videos, executed, 1e9 multiply-accumulates",
     "gflops_accounted": "the same by the paper's accounting, or null where it is the same",
     "components": "dict component -> mean GFLOPs per video",

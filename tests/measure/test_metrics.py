@@ -1,4 +1,4 @@
-"""Metrics against closed forms, scikit-learn and brute-force resampling."""
+"""Metrics against closed forms, scikit-learn and plain resampling."""
 
 from __future__ import annotations
 
@@ -74,53 +74,75 @@ def test_first_label_ignores_the_others():
 
 
 @pytest.mark.parametrize("name", ["top1", "top5", "mAP", "mAP@first-label"])
-def test_resampled_metric_equals_the_metric_of_the_repeated_videos(name):
+def test_contributions_have_the_value_as_their_mean(name):
     scores, targets = problem(videos=300)
-    counts = next(metrics._draws(len(scores), 20, seed=3))
-    fast = next(metrics.METRICS[name].weighted(scores, targets, [counts]))
-    slow = [
-        metrics.METRICS[name](scores[rows], targets[rows])
-        for rows in (np.repeat(np.arange(len(scores)), column) for column in counts.T)
-    ]
-    np.testing.assert_allclose(fast, slow, atol=1e-9)
+    contributions = metrics.METRICS[name].contributions(scores, targets)
+    assert contributions.shape == (300,)
+    assert contributions.mean() == pytest.approx(metrics.METRICS[name](scores, targets))
 
 
-def test_resample_without_a_class_leaves_that_class_out():
-    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
-    targets = np.array([[0], [0], [1]])
-    counts = np.array([[1], [2], [0]], dtype=np.int32)
-    assert next(metrics.METRICS["mAP"].weighted(scores, targets, [counts]))[0] == pytest.approx(100.0)
+def test_contributions_to_map_are_its_derivative_by_the_weight_of_a_video():
+    rng = np.random.default_rng(4)
+    scores, hits = rng.normal(size=50), rng.random(50) < 0.3
+
+    def weighted(weights):
+        order = np.argsort(-scores, kind="stable")
+        w, h = weights[order], hits[order]
+        return 100 * (w * h * np.cumsum(w * h) / np.cumsum(w)).sum() / (w * h).sum()
+
+    chosen = metrics.METRICS["mAP"]
+    targets = np.where(hits, 0, -1)[:, None]
+    assert weighted(np.ones(50)) == pytest.approx(chosen(scores[:, None], targets))
+    found = chosen.contributions(scores[:, None], targets) - chosen(scores[:, None], targets)
+    step = 1e-6 * np.eye(50)
+    slopes = [(weighted(1 + up) - weighted(1 - up)) / 2e-6 for up in step]
+    few = np.sqrt(hits.sum() / (hits.sum() - 1))
+    np.testing.assert_allclose(found, 50 * few * np.array(slopes), atol=1e-4)
 
 
-def test_draws_are_whole_and_differ_between_blocks():
-    blocks = list(metrics._draws(40, metrics.CHUNK + 10, seed=0))
-    assert [block.shape[1] for block in blocks] == [metrics.CHUNK, 10]
-    assert all((block.sum(axis=0) == 40).all() for block in blocks)
-    assert not (blocks[0][:, :10] == blocks[1]).all()
-
-
-def test_bootstrap_of_accuracy_is_near_the_binomial_interval():
+def bootstrap_error(name, scores, targets, resamples=400):
+    """Standard deviation of a metric over plain resamples of the videos."""
     rng = np.random.default_rng(0)
-    right = rng.random(1000) < 0.8
+    rows = rng.integers(len(scores), size=(resamples, len(scores)))
+    return np.std([metrics.METRICS[name](scores[r], targets[r]) for r in rows])
+
+
+@pytest.mark.parametrize("name", ["top1", "mAP"])
+def test_spread_of_contributions_is_that_of_the_plain_bootstrap(name):
+    scores, targets = problem(videos=400, classes=5)
+    error = metrics.METRICS[name].contributions(scores, targets).std(ddof=1) / np.sqrt(400)
+    assert error == pytest.approx(bootstrap_error(name, scores, targets), rel=0.1)
+
+
+def test_interval_of_map_covers_the_value_of_many_videos():
+    rng = np.random.default_rng(2)
+
+    def drawn(videos):
+        targets = rng.integers(10, size=(videos, 1))
+        logits = rng.normal(size=(videos, 10))
+        logits[np.arange(videos), targets[:, 0]] += 3
+        return metrics.softmax(logits), targets
+
+    truth = metrics.METRICS["mAP"](*drawn(40_000))
+    ends = np.array([metrics.interval("mAP", *drawn(200)) for _ in range(300)])
+    assert 0.92 < np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1])) < 0.99
+
+
+def test_metric_without_a_linear_form_is_jackknifed():
+    scores, targets = problem(videos=450)
+    top = metrics.METRICS["top1"]
+    plain = metrics.Metric("plain", "Plain", top.compute)
+    one, other = plain.contributions(scores, targets), top.contributions(scores, targets)
+    assert one.mean() == pytest.approx(other.mean())
+    assert one.std() == pytest.approx(other.std(), rel=0.1)
+
+
+def test_interval_of_accuracy_is_wilsons():
+    right = np.arange(16) < 15
     scores = np.where(right[:, None], [[1.0, 0.0]], [[0.0, 1.0]])
-    low, high = metrics.bootstrap("top1", scores, np.zeros((1000, 1), dtype=int))
-    width = 2 * 1.96 * 100 * np.sqrt(right.mean() * (1 - right.mean()) / 1000)
-    assert low < 100 * right.mean() < high
-    assert high - low == pytest.approx(width, rel=0.12)
-
-
-def test_bootstrap_is_deterministic_and_depends_on_its_seed():
-    scores, targets = problem()
-    assert metrics.bootstrap("mAP", scores, targets) == metrics.bootstrap("mAP", scores, targets)
-    assert metrics.bootstrap("mAP", scores, targets) != metrics.bootstrap("mAP", scores, targets, seed=1)
-
-
-def test_interval_of_map_is_not_pulled_up_by_repeated_videos():
-    scores, targets = problem(videos=60, classes=20)
-    value = metrics.METRICS["mAP"](scores, targets)
-    low, high = metrics.bootstrap("mAP", scores, targets)
-    assert low < value < high
-    assert (low + high) / 2 == pytest.approx(value, abs=2.0)
+    expected = stats.binomtest(15, 16).proportion_ci(method="wilson")
+    found = metrics.interval("top1", scores, np.zeros((16, 1), dtype=int))
+    assert found == pytest.approx((100 * expected.low, 100 * expected.high))
 
 
 def test_evaluate_gives_the_record_form():
@@ -133,38 +155,6 @@ def test_evaluate_gives_the_record_form():
 def test_reported_leaves_out_a_top5_that_says_nothing():
     assert metrics.reported("top1", 5) == ["top1"]
     assert metrics.reported("top1", 10) == ["top1", "top5"]
-
-
-def test_mcnemar_is_the_exact_binomial_test():
-    a = np.array([1] * 12 + [0] * 3 + [1] * 40, dtype=bool)
-    b = np.array([0] * 12 + [1] * 3 + [1] * 40, dtype=bool)
-    assert metrics.mcnemar(a, b) == pytest.approx(stats.binomtest(3, 15).pvalue)
-    assert metrics.mcnemar(a, a) == 1.0
-    many = np.arange(20_000) % 2 == 0
-    assert metrics.mcnemar(many, np.zeros_like(many)) == 0.0
-
-
-def test_paired_difference_sees_what_unpaired_intervals_hide():
-    rng = np.random.default_rng(1)
-    right_a = rng.random(500) < 0.5
-    right_b = right_a | (rng.random(500) < 0.04)
-    targets = np.zeros((500, 1), dtype=int)
-    scores_a, scores_b = (np.where(right[:, None], [[1.0, 0.0]], [[0.0, 1.0]]) for right in (right_a, right_b))
-    found = metrics.paired_difference("top1", scores_a, scores_b, targets)
-    assert found.value == pytest.approx(100 * (right_b.mean() - right_a.mean()))
-    assert 0 < found.low <= found.value <= found.high
-    assert found.p < 0.05
-    assert metrics.bootstrap("top1", scores_a, targets)[1] > metrics.bootstrap("top1", scores_b, targets)[0]
-
-
-def test_paired_difference_of_map_is_signed_and_null_for_itself():
-    scores, targets = problem(videos=200)
-    better = scores + 0.2 * metrics.multi_hot(targets, scores.shape[1])
-    gain = metrics.paired_difference("mAP", scores, better, targets, n=200)
-    assert gain.low > 0 and gain.p < 0.05
-    assert metrics.paired_difference("mAP", better, scores, targets, n=200).value == pytest.approx(-gain.value)
-    same = metrics.paired_difference("mAP", scores, scores, targets, n=200)
-    assert (same.value, same.p) == (0.0, 1.0)
 
 
 def test_every_metric_declares_direction_and_unit():

@@ -103,7 +103,7 @@ class Factory:
         targets = np.arange(videos)[:, None] % CLASSES
         names = metrics.reported(fake.main, CLASSES)
         arrays: dict[str, np.ndarray] = {
-            "ids": np.array([f"test/{i:05d}.mp4" for i in range(videos)]),
+            "ids": np.array([f"{part or 'test'}/{i:05d}.mp4" for i in range(videos)]),
             "targets": targets,
         }
         plan = [(None, 1.0, 0.0), *fake.curve]
@@ -112,7 +112,7 @@ class Factory:
             self._point(fake, i, value, share, loss, rng, ease, targets, names, arrays)
             for i, (value, share, loss) in enumerate(plan)
         ]
-        key = digest([fake.name, fake.settings, seed, dataset, fingerprint, plain(protocol), size, overrides])
+        key = digest([fake.name, fake.settings, seed, dataset, fingerprint, plain(protocol), size, part, overrides])
         result = {
             "kind": "evaluation",
             "key": key,
@@ -144,6 +144,7 @@ class Factory:
                 "part": part,
                 "disclosures": ["Pre-trained on rendered stills, which show the colour of the target."],
             },
+            "data": {"name": dataset, "fold": part if (part or "").startswith("fold=") else None},
             "protocol": protocol,
             "seed": seed,
             "initialisation": "stills",
@@ -234,7 +235,7 @@ class Factory:
             "budget": value if fake.knob == "budget" else None,
             "settings": {},
             "prefix": prefix,
-            "metrics": metrics.evaluate(logits, targets, names, n=100),
+            "metrics": metrics.evaluate(logits, targets, names),
             "gflops": {"mean": float(cost.mean()), "std": float(cost.std()), **quantiles},
             "gflops_accounted": None,
             "components": {name: part * float(cost.mean()) for name, part in fake.components.items()},
