@@ -2,7 +2,7 @@
 
 A break is significant *and* larger than 10 %: noise alone breaks nothing, nor does a true but small
 change. `against` times two revisions interleaved in one run, so that what the machine does meanwhile
-falls on both; `stored` compares with samples kept from this very machine.
+falls on both; `stored` compares with samples kept from this very machine. Tests and power: docs/measurement.md#gate.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[2]
 THRESHOLD, ALPHA = 0.10, 0.01
 CASES_PER_METHOD = 2
 """At most; `harness.measure.gate_worker.cases`."""
+SPARE = 2
+"""Launches beyond those that p needs: one of the wrong sign must not hide a change."""
 TREE_PREFIX = "focusbench-gate-"
 
 
@@ -42,12 +44,12 @@ class Verdict:
     """What two sets of samples say of one case."""
 
     ratio: float
-    """New median over old median: above 1 is slower."""
+    """New over old: above 1 is slower."""
     low: float
     high: float
-    """95 % bootstrap interval of the ratio."""
+    """95 % interval of the ratio."""
     p: float
-    """Two-sided Mann-Whitney."""
+    """Two-sided and exact: Wilcoxon's signed ranks over launches, or Mann-Whitney over samples of one launch each."""
     broken: bool
     """Significantly slower, and by more than the threshold."""
     faster: bool
@@ -68,43 +70,87 @@ class GateResult:
 
 @dataclass
 class _Series:
-    """Round medians of one case and the work it executed."""
+    """Round medians of one case, by launch, and the work it executed."""
 
-    seconds: list[float] = field(default_factory=list)
+    launches: list[list[float]] = field(default_factory=list)
     work: Mapping[str, float] = field(default_factory=dict)
 
 
 def decide(
     old: Sequence[float], new: Sequence[float], *, threshold: float = THRESHOLD, alpha: float = ALPHA, seed: int = 0
 ) -> Verdict:
-    """Compare samples of two revisions.
+    """Compare samples of two revisions, one launch of each: what the luck of a start does is not in p.
 
     Args:
         old, new: Seconds, one per round (its median); at least five of each for the default alpha.
         threshold: Smallest relative change of the median that counts.
         alpha: Largest p that counts.
+        seed: Of the bootstrap interval.
 
     Raises:
         UsageError: too few samples for p to reach alpha at all, or one that is not a positive number.
     """
-    from scipy.stats import mannwhitneyu  # takes seconds to import
+    from scipy.stats import PermutationMethod, mannwhitneyu  # takes seconds to import
 
-    before, after = (np.asarray(values, dtype=np.float64) for values in (old, new))
+    before, after = _seconds(old), _seconds(new)
     if smallest_p(before.size, after.size) > alpha:
         raise UsageError(f"{before.size} and {after.size} samples are too few for p to reach {alpha:.2g}; take more")
-    if not all(np.isfinite(v).all() and (v > 0).all() for v in (before, after)):
-        raise UsageError("samples must be positive seconds")
     ratio = float(np.median(after) / np.median(before))
     rng = np.random.default_rng(seed)
     medians = [np.median(rng.choice(v, (2000, v.size)), axis=1) for v in (before, after)]
     low, high = (float(q) for q in np.quantile(medians[1] / medians[0], (0.025, 0.975)))
-    p = float(mannwhitneyu(before, after, alternative="two-sided").pvalue)
+    tied = np.unique(np.r_[before, after]).size < before.size + after.size
+    method = PermutationMethod(n_resamples=20_000, rng=np.random.default_rng(seed)) if tied else "exact"
+    p = float(mannwhitneyu(before, after, alternative="two-sided", method=method).pvalue)
+    return _verdict(ratio, low, high, p, threshold, alpha)
+
+
+def decide_launches(ratios: Sequence[float], *, threshold: float = THRESHOLD, alpha: float = ALPHA) -> Verdict:
+    """Compare two revisions over launches: each gives one ratio, new over old, and is one unit of evidence.
+
+    Rounds of one launch share how its processes lie in memory and on the cores, so that more rounds show no more.
+
+    Args:
+        ratios: New over old seconds of every launch, each the ratio of the medians of its rounds.
+        threshold: Smallest relative change that counts.
+        alpha: Largest p that counts.
+
+    Raises:
+        UsageError: too few launches for p to reach alpha at all, or a ratio that is not a positive number.
+    """
+    from scipy.special import bdtrik
+    from scipy.stats import wilcoxon  # takes seconds to import
+
+    logs = np.sort(np.log(_seconds(ratios)))
+    if 2.0 ** (1 - logs.size) > alpha:
+        raise UsageError(
+            f"{logs.size} launches are too few for p to reach {alpha:.2g}; {launches_needed(alpha)} are needed"
+        )
+    p = float(wilcoxon(logs, method="exact").pvalue) if logs.any() else 1.0
+    cut = max(int(np.ceil(bdtrik(0.025, logs.size, 0.5))), 1)  # order statistics: the binomial interval of a median
+    low, ratio, high = np.exp([logs[cut - 1], np.median(logs), logs[-cut]])
+    return _verdict(float(ratio), float(low), float(high), p, threshold, alpha)
+
+
+def launches_needed(alpha: float) -> int:
+    """The fewest launches whose smallest p, all of one sign, reaches alpha."""
+    return math.ceil(1 - math.log2(alpha))
+
+
+def _verdict(ratio: float, low: float, high: float, p: float, threshold: float, alpha: float) -> Verdict:
     significant = p <= alpha
     return Verdict(
         ratio, low, high, p,
         broken=significant and ratio > 1 + threshold,
         faster=significant and ratio < 1 / (1 + threshold),
     )  # fmt: skip
+
+
+def _seconds(values: Sequence[float]) -> np.ndarray:
+    found = np.asarray(values, dtype=np.float64)
+    if not (np.isfinite(found).all() and (found > 0).all()):
+        raise UsageError("samples must be positive seconds")
+    return found
 
 
 def smallest_p(old: int, new: int) -> float:
@@ -116,8 +162,8 @@ def against(
     rev: str,
     methods: Sequence[str] = (),
     *,
-    rounds: int = 5,
-    launches: int = 2,
+    rounds: int = 2,
+    launches: int | None = None,
     batch: int = 1,
     seconds: float = 0.2,
     threads: int = 1,
@@ -128,13 +174,15 @@ def against(
 
     The old code runs from a git worktree that is removed afterwards, also on interruption. Each side is
     a process of its own with this Python environment; while one times, the other waits for its input.
-    The cases of one run share alpha (Bonferroni), so that more methods raise no more false alarms.
+    The cases of one run share alpha (Bonferroni), so that more methods raise no more false alarms; the number of
+    launches follows from theirs, so that the smallest p there is stays below each one's share.
 
     Args:
         rev: Anything git can resolve to a commit.
         methods: Names; empty for all of this tree.
         rounds: Turns of each side per launch, in the order old new new old.
-        launches: How often both processes are started afresh (the luck of one start is not a change).
+        launches: How often both processes are started afresh, each time one unit of evidence; by default SPARE more
+            than p needs to reach its share of alpha.
         batch: Videos per forward.
         seconds: Timed per case and turn, at least.
         threads: Torch threads of each side.
@@ -142,13 +190,18 @@ def against(
         report: Called with a line of progress.
 
     Raises:
-        UsageError: unknown revision or method, no git checkout, or too few rounds.
+        UsageError: unknown revision or method, no git checkout, or too few launches.
         BenchError: a method does not run in the working tree.
     """
     names = [method_card(name).name for name in methods] or sorted(method_cards())
     alpha = ALPHA / (CASES_PER_METHOD * len(names))
-    if smallest_p(rounds * launches, rounds * launches) > alpha:
-        raise UsageError(f"{rounds} rounds x {launches} launches are too few for p to reach {alpha:.2g}; ask for more")
+    needed = launches_needed(alpha)
+    launches = needed + SPARE if launches is None else launches
+    if launches < needed:
+        raise UsageError(
+            f"{launches} launches are too few for p to reach {alpha:.2g}, the share of each of "
+            f"{CASES_PER_METHOD * len(names)} cases; ask for {needed} or more, or for fewer methods"
+        )
     series: dict[str, dict[str, _Series]] = {"old": {}, "new": {}}
     notes: dict[str, str] = {}
     with _worktree(root, rev) as tree, machine_lock(root, on_wait=report):
@@ -227,17 +280,21 @@ def _interleave(
                 return
             for case, found in timed.items():
                 entry = series[side].setdefault(case, _Series())
-                entry.seconds.append(found["median_s"])
+                if turn == 0:
+                    entry.launches.append([])
+                entry.launches[-1].append(found["median_s"])
                 entry.work = found["work"]
 
 
 def _result(case: str, series: Mapping[str, Mapping[str, _Series]], rev: str, alpha: float) -> GateResult:
     new, old = series["new"][case], series["old"].get(case)
+    after = tuple(float(np.median(rounds)) for rounds in new.launches)
     if old is None:
-        return GateResult(case, (), tuple(new.seconds), None, f"{rev} has no such case")
+        return GateResult(case, (), after, None, f"{rev} has no such case")
     note = "" if old.work == new.work else "the executed work differs"
-    verdict = decide(old.seconds, new.seconds, alpha=alpha)
-    return GateResult(case, tuple(old.seconds), tuple(new.seconds), verdict, note)
+    before = tuple(float(np.median(rounds)) for rounds in old.launches)
+    verdict = decide_launches([b / a for a, b in zip(before, after, strict=True)], alpha=alpha)
+    return GateResult(case, before, after, verdict, note)
 
 
 class WorkerError(BenchError):

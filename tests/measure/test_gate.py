@@ -11,7 +11,21 @@ import pytest
 
 from harness.errors import BenchError, UsageError
 from harness.measure import gate
-from harness.measure.gate import TREE_PREFIX, GateResult, against, decide, line, read_baseline, store_baseline, stored
+from harness.measure.gate import (
+    ALPHA,
+    CASES_PER_METHOD,
+    SPARE,
+    TREE_PREFIX,
+    GateResult,
+    against,
+    decide,
+    decide_launches,
+    launches_needed,
+    line,
+    read_baseline,
+    store_baseline,
+    stored,
+)
 from harness.measure.gate_worker import cases, work
 from harness.measure.machine import fingerprint
 
@@ -62,6 +76,50 @@ def test_verdict_does_not_depend_on_the_unit_or_the_call():
     old, new = samples(1), samples(1.3, seed=1)
     assert decide(old, new) == decide(old, new)
     assert decide(1e-3 * old, 1e-3 * new).ratio == pytest.approx(decide(old, new).ratio)
+
+
+def test_exact_p_reaches_the_share_of_many_cases():
+    alpha = ALPHA / (CASES_PER_METHOD * 28)
+    verdict = decide([1 + 0.001 * i for i in range(10)], [1.3 + 0.001 * i for i in range(10)], alpha=alpha)
+    assert verdict.p == pytest.approx(2 / 184756) and verdict.broken
+
+
+def test_tied_samples_are_permuted():
+    assert decide([1.0] * 12, [1.5] * 12, alpha=2e-4).broken
+    assert decide([1.0, 1.0, 1.1] * 4, [1.0, 1.1, 1.1] * 4).p > 0.1
+
+
+def launches_of(methods):
+    """The share of alpha of each case, and the launches taken by default."""
+    alpha = ALPHA / (CASES_PER_METHOD * methods)
+    return alpha, launches_needed(alpha) + SPARE
+
+
+@pytest.mark.parametrize(("methods", "launches"), [(1, 11), (3, 13), (28, 16), (100, 18)])
+def test_launches_follow_from_the_number_of_methods(methods, launches):
+    alpha, taken = launches_of(methods)
+    assert taken == launches
+    steady = decide_launches(1.2 + 0.001 * np.arange(taken - SPARE), alpha=alpha)
+    assert steady.broken and steady.p <= alpha
+    one_wrong = decide_launches([0.999, *(1.2 + 0.001 * np.arange(taken - 1))], alpha=alpha)
+    assert one_wrong.broken
+    with pytest.raises(UsageError, match=f"{taken - SPARE} are needed"):
+        decide_launches([1.2] * (taken - SPARE - 1), alpha=alpha)
+
+
+@pytest.mark.parametrize("methods", [1, 28])
+@pytest.mark.parametrize(("spread", "power"), [(0.02, 0.99), (0.05, 0.99), (0.10, 0.85)])
+def test_a_fifth_slower_is_found_and_noise_is_not(methods, spread, power):
+    alpha, launches = launches_of(methods)
+    noise = np.exp(spread * np.random.default_rng(0).standard_normal((300, launches)))
+    assert np.mean([decide_launches(1.2 * ratios, alpha=alpha).broken for ratios in noise]) >= power
+    assert not any(decide_launches(ratios, alpha=alpha).broken for ratios in noise)
+
+
+def test_interval_over_launches_is_that_of_their_median():
+    verdict = decide_launches([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0])
+    assert verdict.ratio == pytest.approx(1.5)
+    assert (verdict.low, verdict.high) == pytest.approx((1.1, 1.9))  # 98.8 %; the next narrower has 93.5 %
 
 
 USELESS = [([1] * 4, [1] * 4), ([1] * 9, []), ([1] * 9, [1, 1, 1, 1, 0]), ([1] * 5, [np.nan] * 5)]
@@ -160,6 +218,7 @@ def repository(tmp_path, monkeypatch):
 
     The commit is from before the rooms: its modules lie elsewhere.
     """
+    monkeypatch.setattr(gate, "ALPHA", 1.0)  # three launches suffice
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(gate.tempfile, "tempdir", None)
@@ -188,8 +247,8 @@ def test_cases_of_a_method_with_exits():
 
 
 def test_old_and_new_code_run_from_their_own_trees(repository):
-    tsn, stops, tsm = against("HEAD", ["tsn", "tsm"], root=repository, rounds=6, launches=1, seconds=0)
-    assert (tsn.case, len(tsn.old_s), len(tsn.new_s)) == ("tsn", 6, 6)
+    tsn, stops, tsm = against("HEAD", ["tsn", "tsm"], root=repository, rounds=2, launches=3, seconds=0)
+    assert (tsn.case, len(tsn.old_s), len(tsn.new_s)) == ("tsn", 3, 3)
     assert tsn.note == "the executed work differs"
     assert tsn.verdict is not None
     assert (stops.case, stops.verdict, stops.note) == ("tsn:exit", None, "HEAD has no such case")
@@ -197,7 +256,7 @@ def test_old_and_new_code_run_from_their_own_trees(repository):
 
 
 def test_revision_without_a_harness_is_said_so(repository):
-    (result,) = against("HEAD~1", ["tsn"], root=repository, rounds=6, launches=1, seconds=0)
+    (result,) = against("HEAD~1", ["tsn"], root=repository, rounds=2, launches=3, seconds=0)
     assert result.verdict is None
     assert result.note.startswith("HEAD~1 does not run it: ImportError: there is no harness in ")
 
@@ -209,14 +268,14 @@ def test_method_that_fails_there_does_not_end_the_gate(repository):
     git(repository, "add", "harness")
     git(repository, "commit", "--quiet", "-am", "broken")
     write(repository, exits=0, rows=1, names=["tsn", "tsm"])
-    results = against("HEAD", ["tsn", "tsm"], root=repository, rounds=6, launches=1, seconds=0)
+    results = against("HEAD", ["tsn", "tsm"], root=repository, rounds=2, launches=3, seconds=0)
     assert [r.note for r in results] == ["HEAD does not run it: TypeError: 'NoneType' object is not callable"] * 2
 
 
 def test_method_that_fails_here_is_an_error(repository):
     write(repository, exits="1/0", rows=1, names=["tsn"])
     with pytest.raises(BenchError, match=r"(?s)tsn .*ZeroDivisionError"):
-        against("HEAD", ["tsn"], root=repository, rounds=6, launches=1, seconds=0)
+        against("HEAD", ["tsn"], root=repository, rounds=2, launches=3, seconds=0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -226,7 +285,7 @@ def test_interruption_leaves_nothing_behind(repository, number, monkeypatch):
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            against("HEAD", ["tsn"], root=repository, rounds=6, launches=1)
+            against("HEAD", ["tsn"], root=repository, launches=3)
     finally:
         signal.signal(signal.SIGINT, inherited)
     assert [worker.process.returncode for worker in started] == [-signal.SIGKILL]
@@ -257,6 +316,6 @@ def test_folder_without_git_is_named(tmp_path):
         against("HEAD", ["tsn"], root=tmp_path)
 
 
-def test_too_few_rounds_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="rounds"):
-        against("HEAD", ["tsn"], root=tmp_path, rounds=2, launches=2)
+def test_too_few_launches_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="2 launches are too few .* ask for 9 or more"):
+        against("HEAD", ["tsn"], root=tmp_path, launches=2)
