@@ -79,9 +79,11 @@ def run(
     from harness.commands import run as command
 
     ran = command.run(asked, place, videos, parts, as_json=as_json, command=_command())
+    code = ran.exit_code
     if report_ and ran.reportable:
-        _report([place.work_dir], place.work_dir / "report", sys.stderr if as_json else sys.stdout)
-    raise typer.Exit(ran.exit_code)
+        written = _report([place.work_dir], place.work_dir / "report", sys.stderr if as_json else sys.stdout)
+        code = code if written else max(code, 1)
+    raise typer.Exit(code)
 
 
 @app.command("eval")
@@ -170,11 +172,35 @@ def report(
 
 
 @app.command()
-def compare(a: Path, b: Path, as_json: Json = False) -> None:
-    """What changed from results A to results B: paired per video, with significance."""
-    from reports.compare import compare as compare_folders
+def compare(
+    work_dirs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="With --methods: folders of results, ./results when left out. Without: two folders, A B."),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", "-m", help="Comma-separated: two or more methods, in pairs.")
+    ] = None,
+    at: Annotated[str, typer.Option("--at", help="What is made equal: gflops or latency.")] = "gflops",
+    as_json: Json = False,
+) -> None:
+    """Which of two methods is better at equal cost, or what changed between two folders of results.
 
-    found = compare_folders(a, b)
+    compare --methods A,B [--at gflops|latency] [WORK_DIR...]: over videos and training seeds together, in one sentence
+    per pair of methods and data set.
+
+    compare DIR_A DIR_B: every method and point that both folders hold, B minus A.
+    """
+    from harness.contract.values import split_outside_brackets
+    from harness.errors import UsageError
+    from reports.compare import compare as compare_folders
+    from reports.versus import versus
+
+    if methods is not None:
+        found: Any = versus(split_outside_brackets(methods), work_dirs or [WORK_DIR], at=at)
+    elif work_dirs is None or len(work_dirs) != 2:
+        raise UsageError("compare takes --methods A,B, or two folders of results")
+    else:
+        found = compare_folders(*work_dirs)
     print(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
 
 
@@ -338,19 +364,22 @@ def data_stats(
     raise typer.Exit(stats(name, videos, size=size, as_json=as_json))
 
 
-def _report(work_dirs: list[Path], out: Path, stream: TextIO) -> None:
-    """The report at the end of a run; a folder that cannot be reported as one does not undo the run."""
+def _report(work_dirs: list[Path], out: Path, stream: TextIO) -> bool:
+    """The report at the end of a run; where none can be made, an earlier page is not left to pass for it."""
     from harness.errors import BenchError
-    from reports import build
+    from reports import build, set_aside
 
     try:
         written = build(work_dirs, out)
     except BenchError as error:
         print(f"no report: {error}", file=sys.stderr)
-        return
+        for path in set_aside(out):
+            print(f"the page of an earlier run is {path}", file=sys.stderr)
+        return False
     for path in written:
         if path.name in ("index.html", "comparison.md"):
             print(f"report: {path}", file=stream)
+    return True
 
 
 def _command() -> str:

@@ -2,7 +2,7 @@
 
 A group is one table: one dataset (one part of it, where folds were asked for) at one resolution under one
 protocol. Numbers that differ in video ids, labels, splits or pixels (the dataset's fingerprint) are not put
-into one table unless asked.
+into one table unless asked: each version of a data set is a group of its own.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from harness.contract.values import digest
 from harness.errors import BenchError
-from harness.measure.metrics import Metric, metric
+from harness.measure.metrics import Metric, metric, softmax
+from harness.measure.statistics import FEWEST_VIDEOS, LEVEL, Effect, difference
 from harness.store.records import Record, read_records
 from reports.timings import Timing, timings
 
@@ -114,10 +117,27 @@ class Group:
     protocol: Mapping[str, Any]
     methods: list[Method]
     notes: list[str] = field(default_factory=list)
+    _scores: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+    """By the identity of the point."""
 
     @property
     def metric(self) -> Metric:
         return metric(self.dataset["metric"])
+
+    @property
+    def points(self) -> list[Point]:
+        """All operating points of all methods."""
+        return [p for m in self.methods for p in m.points]
+
+    @property
+    def fold(self) -> str | None:
+        """COLUMN=VALUE where the test videos are one fold of a cross-validation."""
+        return self.methods[0].records[0].result.get("data", {}).get("fold")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether several versions of the data set are in one table: no video is then compared with itself."""
+        return len({r.result["dataset"]["fingerprint"] for m in self.methods for r in m.records}) > 1
 
     @property
     def test_videos(self) -> int:
@@ -142,9 +162,18 @@ class Group:
         """The main metric of a point."""
         return point.metrics[self.metric.name].value
 
-    def better(self, a: float, b: float) -> bool:
-        """Whether main-metric value `a` beats `b`."""
-        return a > b if self.metric.higher_is_better else a < b
+    def scores(self, point: Point) -> np.ndarray:
+        """What each test video contributes to the main metric, (seeds, videos); test seeds are averaged."""
+        if id(point) not in self._scores:
+            method = next(m for m in self.methods if any(p is point for p in m.points))
+            found = seed_scores(method.records, self.metric)
+            self._scores |= {id(p): found[p.name] for p in method.points}
+        return self._scores[id(point)]
+
+    def effect(self, a: Point, b: Point, level: float = LEVEL) -> Effect:
+        """How much better point `a` is than `b` (positive: better), over videos and seeds."""
+        sign = 1 if self.metric.higher_is_better else -1
+        return difference([sign * self.scores(a)], [sign * self.scores(b)], level)
 
 
 @dataclass
@@ -160,9 +189,10 @@ class Report:
 def collect(work_dirs: Iterable[Path | str], *, allow_mixed: bool = False) -> Report:
     """Read all records of the work directories and group what may be compared.
 
+    Versions of a data set (fingerprints) are groups apart, or one group where `allow_mixed` is on.
+
     Raises:
-        BenchError: nothing was recorded, a record is damaged, or one table would mix two versions of a
-            dataset and `allow_mixed` is off.
+        BenchError: nothing was recorded, or a record is damaged.
     """
     folders = [Path(w) for w in work_dirs]
     evaluations = read_records(folders, "evaluation")
@@ -174,8 +204,9 @@ def collect(work_dirs: Iterable[Path | str], *, allow_mixed: bool = False) -> Re
         raise BenchError(f"no finished evaluation in {where}; run `bench.py run` first{why}")
     parts: dict[str, list[Record]] = defaultdict(list)
     for record in evaluations:
-        parts[_group_key(record)].append(record)
-    groups = [_group(records, latencies, allow_mixed) for records in parts.values()]
+        parts[_group_key(record, allow_mixed)].append(record)
+    groups = [_group(records, latencies) for records in parts.values()]
+    groups.sort(key=lambda g: max(str(r.result["created"]) for m in g.methods for r in m.records), reverse=True)
     groups.sort(
         key=lambda g: (g.dataset["title"], g.dataset.get("part") or "", g.dataset["resolution"], str(g.protocol))
     )
@@ -208,14 +239,41 @@ def _failures(work_dirs: Iterable[Path], finished: set[str]) -> list[Mapping[str
     return list(found.values())
 
 
-def _group_key(record: Record) -> str:
-    dataset, protocol = record.result["dataset"], record.result["protocol"]
-    compared = {k: v for k, v in protocol.items() if k not in NOT_COMPARED}
-    return digest([dataset["name"], dataset.get("part"), dataset["resolution"], compared])
+def seed_scores(records: Sequence[Record], chosen: Metric) -> dict[str, np.ndarray]:
+    """Of every operating point what videos contribute to a metric, (seeds, videos)."""
+    found: dict[str, dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        arrays = record.arrays()
+        for point in record.result["points"]:
+            scores = softmax(arrays[f"{point['prefix']}_logits"])
+            found[point["name"]][record.result["seed"]].append(chosen.contributions(scores, arrays["targets"]))
+    return {name: np.stack([np.mean(v, axis=0) for v in seeds.values()]) for name, seeds in found.items()}
 
 
-def _group(records: Sequence[Record], latencies: Sequence[Record], allow_mixed: bool) -> Group:
-    notes = _mixed(records, allow_mixed)
+def fold_sets(groups: Iterable[Group]) -> list[list[Group]]:
+    """Groups that are folds of one cross-validation together, every other group alone."""
+    sets: dict[str, list[Group]] = {}
+    for group in groups:
+        dataset = group.dataset
+        apart = [group.fold.partition("=")[0]] if group.fold else [dataset.get("part"), dataset["fingerprint"]]
+        key = digest([dataset["name"], dataset["resolution"], dataset["classes"], _compared(group.protocol), *apart])
+        sets.setdefault(key, []).append(group)
+    return list(sets.values())
+
+
+def _compared(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in protocol.items() if k not in NOT_COMPARED}
+
+
+def _group_key(record: Record, allow_mixed: bool) -> str:
+    dataset = record.result["dataset"]
+    version = None if allow_mixed else dataset["fingerprint"]
+    compared = _compared(record.result["protocol"])
+    return digest([dataset["name"], dataset.get("part"), dataset["resolution"], compared, version])
+
+
+def _group(records: Sequence[Record], latencies: Sequence[Record]) -> Group:
+    notes = _mixed(records)
     kept, superseded = _newest(records)
     if superseded:
         notes.append(f"{superseded} results of older versions are left out.")
@@ -230,33 +288,28 @@ def _group(records: Sequence[Record], latencies: Sequence[Record], allow_mixed: 
     counts = {len(m.seeds) for m in methods}
     if len(counts) > 1:
         notes.append("Methods were trained with different numbers of seeds; see the column Seeds.")
+    if group.test_videos < FEWEST_VIDEOS:
+        notes.append(
+            f"{group.test_videos} test videos: intervals are printed from {FEWEST_VIDEOS} on; "
+            "with fewer they would span 40 points and more."
+        )
     if first["protocol"].get("limit"):
         notes.append(f"Only the first {first['protocol']['limit']} videos of every split were used (--limit).")
     return group
 
 
-def _mixed(records: Sequence[Record], allow_mixed: bool) -> list[str]:
-    """Refuse, or note, several fingerprints of one dataset."""
+def _mixed(records: Sequence[Record]) -> list[str]:
+    """Note several fingerprints in one table."""
     by_fingerprint: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_fingerprint[record.result["dataset"]["fingerprint"]].append(record)
     if len(by_fingerprint) == 1:
         return []
-    parts = [
-        f"{fingerprint} ({', '.join(sorted({r.result['method']['name'] for r in found}))}; for example {found[0].path})"
-        for fingerprint, found in by_fingerprint.items()
-    ]
-    name = records[0].result["dataset"]["name"]
-    if not allow_mixed:
-        raise BenchError(
-            f"dataset {name!r} differs between records (videos, labels, splits, decoder or pixels): "
-            f"{' and '.join(parts)}; rerun one of them, report the folders apart, or pass --allow-mixed"
-        )
     short = [f"{k}: {', '.join(sorted({r.result['method']['title'] for r in v}))}" for k, v in by_fingerprint.items()]
     return [f"Mixed on request: these methods did not see the same data ({'; '.join(short)})."]
 
 
-def _identity(record: Record) -> str:
+def identity(record: Record) -> str:
     """What makes two records seeds of the same thing."""
     method = record.result["method"]
     settings = [method["name"], method["size"], method["settings"], record.result["initialisation"]]
@@ -269,14 +322,14 @@ def _newest(records: Sequence[Record]) -> tuple[list[Record], int]:
     for record in sorted(records, key=lambda r: (r.result["method"]["version"], r.result["created"], r.result["key"])):
         result = record.result
         fingerprint = result["dataset"]["fingerprint"]
-        newest[_identity(record), result["seed"], result["protocol"].get("test_seed", 0), fingerprint] = record
+        newest[identity(record), result["seed"], result["protocol"].get("test_seed", 0), fingerprint] = record
     return list(newest.values()), len(records) - len(newest)
 
 
 def _methods(records: Sequence[Record], latencies: Sequence[Record]) -> list[Method]:
     parts: dict[str, list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.result["method"]["name"], r.result["seed"])):
-        parts[_identity(record)].append(record)
+        parts[identity(record)].append(record)
     labels = _labels([found[0] for found in parts.values()])
     return [
         Method(label, tuple(found), _points(found), tuple(timings(latencies, {str(r.result["key"]) for r in found})))
@@ -371,6 +424,13 @@ def _title(groups: Sequence[Group]) -> None:
         group.anchor = f"group-{i}"
         rivals = [g for g in groups if g.dataset["name"] == group.dataset["name"]]
         part = [str(group.dataset["part"])] if group.dataset.get("part") else []
+        versions = {g.dataset["fingerprint"] for g in rivals if g.dataset.get("part") == group.dataset.get("part")}
+        if len(versions) > 1:
+            part.append(f"data {group.dataset['fingerprint']}")
+            group.notes.append(
+                f"{len(versions)} versions of this data set (videos, labels, splits or pixels) were recorded; "
+                "each has tables of its own, and they are not compared."
+            )
         extra = [f"{group.dataset['resolution']} px"] if len({g.dataset["resolution"] for g in rivals}) > 1 else []
         extra += [
             f"{key.replace('_', ' ')} {group.protocol[key]}"

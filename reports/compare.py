@@ -1,30 +1,38 @@
-"""What changed between two folders of results: paired per video, with significance.
+"""What changed between two folders of results: paired over videos, and over training seeds where there are several.
 
 comparison = compare(Path("before"), Path("after"))
 print(comparison.to_text())
+
+Two methods are compared by `reports.versus`.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from harness.contract.values import digest
 from harness.errors import BenchError
-from harness.measure.metrics import Difference, metric, paired_difference, softmax
+from harness.measure.metrics import metric
+from harness.measure.statistics import SIGNIFICANT, difference, holm
 from harness.store.records import Record, read_records
-from reports.collect import NOT_COMPARED
+from reports.claims import signed
+from reports.collect import NOT_COMPARED, identity, seed_scores
 from reports.tables import cost_format
-from reports.text import Cell, Column, Row, Table, markdown_text, to_markdown
+from reports.text import Cell, Column, Row, Table, markdown_text, to_markdown, to_plain
 from reports.timings import Timing, timings
 
-RESAMPLES = 1000
-SIGNIFICANT = 0.05
+ONE_SEED = (
+    "Rows of one seed (1, 1) compare two networks, not methods or versions of code: two trainings of one method differ "
+    "as much by luck. Train several seeds in both folders for a test that covers it."
+)
 
 
 @dataclass(frozen=True)
@@ -32,20 +40,29 @@ class Change:
     """One operating point of one cell, in B against A."""
 
     dataset: str
+    part: str | None
+    """The fold or selection that was tested."""
     method: str
     settings: str
     """The constructor settings, as JSON: cells of one method differ in them."""
-    seed: int
+    recipe: str
+    """`recipe` and the hash of its stages' recipes and initialisation."""
+    seeds: tuple[int, int]
+    """Number of training seeds in A and in B."""
     point: str
     metric: str
     a: float
     b: float
+    """Means over seeds."""
     difference: float
     low: float
     high: float
-    """95 % of the difference, over videos drawn in pairs."""
+    """95 % of the difference, over videos; over seeds, too, where `covers_training`."""
     p: float
-    """Two-sided; no correction for the number of rows."""
+    """Two-sided, of this row alone."""
+    p_holm: float
+    """Corrected for the number of rows (Holm)."""
+    covers_training: bool
     videos: int
     gflops_a: float
     gflops_b: float
@@ -54,7 +71,8 @@ class Change:
 
     @property
     def significant(self) -> bool:
-        return self.p < SIGNIFICANT
+        """Whether more than the luck of trainings and videos is shown."""
+        return self.covers_training and self.p_holm < SIGNIFICANT
 
 
 @dataclass(frozen=True)
@@ -69,9 +87,18 @@ class Comparison:
     not_comparable: tuple[str, ...]
     """Cells in both whose data differ, with the reason."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the marks mean, and what one seed cannot show."""
+        rows = f"p is corrected for {len(self.changes)} rows (Holm)"
+        meaning = f"{rows}; marked: p < {SIGNIFICANT:.2g} over videos and seeds."
+        return (meaning, *([ONE_SEED] if any(not c.covers_training for c in self.changes) else []))
+
     def to_text(self) -> str:
         """For a terminal: aligned columns, `*` at a significant difference."""
-        return _text(self)
+        body = to_plain(_table(self)) if self.changes else "no cell is in both folders"
+        notes = "".join(f"{note}\n" for note in self.notes)
+        return f"{body}\n\nA: {self.a}\nB: {self.b}\n{notes}{_rest(self, str)}"
 
     def to_markdown(self) -> str:
         """As a Markdown table."""
@@ -79,32 +106,35 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """For a script: every field, every number unrounded."""
-        return {**asdict(self), "changes": [{**asdict(c), "significant": c.significant} for c in self.changes]}
+        changes = [{**asdict(c), "significant": c.significant} for c in self.changes]
+        return {**asdict(self), "changes": changes, "notes": self.notes}
 
 
 def compare(a: Path, b: Path) -> Comparison:
-    """Compare every cell (dataset, protocol, method, settings, seed) that both work directories hold.
+    """Compare every cell (data set, part, protocol, method, settings, recipe) that both work directories hold.
 
     Raises:
         BenchError: a folder holds no evaluation, or a record is damaged.
     """
     cells_a, cells_b = _cells(a), _cells(b)
     timed_a, timed_b = (read_records([folder], "latency") for folder in (a, b))
+    names = _names([*cells_a.items(), *cells_b.items()])
     changes: list[Change] = []
     unfit: list[str] = []
-    for key in (k for k in cells_a if k in cells_b):
+    for key in sorted(set(cells_a) & set(cells_b), key=names.__getitem__):
         one, two = cells_a[key], cells_b[key]
-        reason = _unfit(one, two)
+        reason = _unfit([*one, *two])
         if reason:
-            unfit.append(f"{_name(one)}: {reason}")
+            unfit.append(f"{names[key]}: {reason}")
         else:
             changes += _changes(one, two, timed_a, timed_b)
+    corrected = holm([c.p for c in changes])
     return Comparison(
         str(a),
         str(b),
-        tuple(changes),
-        tuple(_name(cells_a[k]) for k in cells_a if k not in cells_b),
-        tuple(_name(cells_b[k]) for k in cells_b if k not in cells_a),
+        tuple(replace(c, p_holm=p) for c, p in zip(changes, corrected, strict=True)),
+        tuple(sorted(names[k] for k in cells_a if k not in cells_b)),
+        tuple(sorted(names[k] for k in cells_b if k not in cells_a)),
         tuple(unfit),
     )
 
@@ -114,13 +144,13 @@ def _table(comparison: Comparison) -> Table:
     columns = (
         Column("Dataset", numeric=False),
         Column("Method", numeric=False),
-        Column("Seed"),
+        Column("Seeds", "A, B"),
         Column("Point", numeric=False),
         Column("Metric", numeric=False),
         Column("A"),
         Column("B"),
         Column("B − A", "[95 %], paired"),
-        Column("p"),
+        Column("p", "Holm"),
         Column("GFLOPs", "A → B"),
         Column("Latency", "B / A, per batch", numeric=False),
     )
@@ -129,15 +159,15 @@ def _table(comparison: Comparison) -> Table:
     rows = tuple(
         Row(
             (
-                Cell(c.dataset),
-                Cell(f"{c.method} {c.settings}" if (c.dataset, c.method) in several else c.method),
-                Cell(str(c.seed)),
+                Cell(f"{c.dataset} ({c.part})" if c.part else c.dataset),
+                Cell(" ".join([c.method, *_apart(c, several)])),
+                Cell(f"{c.seeds[0]}, {c.seeds[1]}"),
                 Cell(c.point),
                 Cell(c.metric),
                 Cell(f"{c.a:.1f}"),
                 Cell(f"{c.b:.1f}"),
-                Cell(_signed(c.difference), f"[{_signed(c.low)}, {_signed(c.high)}]", c.significant),
-                Cell("<0.001" if c.p < 0.001 else f"{c.p:.3f}"),
+                Cell(signed(c.difference), f"[{signed(c.low)}, {signed(c.high)}]", c.significant),
+                Cell(p_text(c.p_holm)),
                 Cell(
                     cost(c.gflops_a)
                     if cost(c.gflops_a) == cost(c.gflops_b)
@@ -148,103 +178,105 @@ def _table(comparison: Comparison) -> Table:
         )
         for c in comparison.changes
     )
-    note = f"A: {comparison.a}. B: {comparison.b}. Bold: p < {SIGNIFICANT}, not corrected for the number of rows."
+    note = " ".join([f"A: {comparison.a}. B: {comparison.b}.", *comparison.notes])
     return Table("What changed", note, columns, rows)
 
 
-def _text(comparison: Comparison) -> str:
-    """The comparison for a terminal: aligned columns, `*` at a significant difference."""
-    table = _table(comparison)
-    lines = [[c.title for c in table.columns]]
-    lines += [[f"{c.text}{'*' if c.best else ''} {c.note}".strip() for c in row.cells] for row in table.rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
-    rows = [
-        "  ".join(
-            t.rjust(w) if c.numeric else t.ljust(w) for t, w, c in zip(line, widths, table.columns, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
-    body = "\n".join(rows) if table.rows else "no cell is in both folders"
-    meaning = f"* p < {SIGNIFICANT} (paired per video, not corrected for the number of rows)"
-    note = f"A: {comparison.a}\nB: {comparison.b}\n{meaning}\n"
-    return f"{body}\n\n{note}{_rest(comparison, str)}"
+def p_text(p: float) -> str:
+    """A p-value with three decimals."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _cells(folder: Path) -> dict[str, Record]:
-    """Cell identity -> its newest record; what the code or data were is not part of the identity."""
+def _cells(folder: Path) -> dict[str, list[Record]]:
+    """Cell identity -> the newest record of every seed; what the code or data were is not part of the identity."""
     records = read_records([folder], "evaluation")
     if not records:
         raise BenchError(f"no finished evaluation in {folder}; run `bench.py run --work-dir {folder}` first")
-    cells = {}
+    cells: dict[str, dict[int, Record]] = defaultdict(dict)
     for record in sorted(records, key=lambda r: (r.result["method"]["version"], r.result["created"], r.result["key"])):
         result = record.result
         protocol = {k: v for k, v in result["protocol"].items() if k not in NOT_COMPARED or k == "test_seed"}
-        method, dataset = result["method"], result["dataset"]
-        about = [dataset["name"], dataset["resolution"], protocol, method["name"], method["size"], method["settings"]]
-        cells[digest([*about, result["initialisation"], result["seed"]])] = record
-    return dict(sorted(cells.items(), key=lambda item: (_name(item[1]), item[0])))
+        dataset = result["dataset"]
+        about = [dataset["name"], dataset.get("part"), dataset["resolution"], protocol, identity(record)]
+        cells[digest(about)][result["seed"]] = record
+    return {key: [found[seed] for seed in sorted(found)] for key, found in cells.items()}
+
+
+def _names(cells: Iterable[tuple[str, Sequence[Record]]]) -> dict[str, str]:
+    """A name for every cell; those that would share one carry their settings, else their recipe."""
+    first = {key: records[0] for key, records in cells}
+    names = {key: _name(record) for key, record in first.items()}
+    for apart in (_settings, _recipe):
+        shared = {n for n in names.values() if list(names.values()).count(n) > 1}
+        names = {key: f"{n}, {apart(first[key])}" if n in shared else n for key, n in names.items()}
+    return names
 
 
 def _name(record: Record) -> str:
-    result = record.result
-    return (
-        f"{result['method']['name']} ({result['method']['size']}) on {result['dataset']['name']}, seed {result['seed']}"
-    )
+    method, dataset = record.result["method"], record.result["dataset"]
+    part = f" ({dataset['part']})" if dataset.get("part") else ""
+    return f"{method['name']} ({method['size']}) on {dataset['name']}{part}"
 
 
-def _unfit(one: Record, two: Record) -> str | None:
-    """Why two records cannot be paired video by video, or None."""
-    arrays_a, arrays_b = one.arrays(), two.arrays()
-    if not np.array_equal(arrays_a["ids"], arrays_b["ids"]):
+def _settings(record: Record) -> str:
+    return json.dumps(record.result["method"]["settings"], sort_keys=True)
+
+
+def _recipe(record: Record) -> str:
+    stages = [stage.get("recipe") for stage in record.result["training"]["stages"]]
+    return f"recipe {digest([record.result['initialisation'], stages], 6)}"
+
+
+def _unfit(records: Sequence[Record]) -> str | None:
+    """Why records cannot be paired video by video, or None."""
+    first, *others = (record.arrays() for record in records)
+    if not all(np.array_equal(first["ids"], other["ids"]) for other in others):
         return "the test videos differ"
-    if not np.array_equal(arrays_a["targets"], arrays_b["targets"]):
+    if not all(np.array_equal(first["targets"], other["targets"]) for other in others):
         return "the labels differ"
-    prints = [r.result["dataset"]["fingerprint"] for r in (one, two)]
-    return f"the data differ (fingerprints {prints[0]} and {prints[1]})" if prints[0] != prints[1] else None
+    prints = list(dict.fromkeys(r.result["dataset"]["fingerprint"] for r in records))
+    return f"the data differ (fingerprints {' and '.join(prints)})" if len(prints) > 1 else None
 
 
-def _changes(one: Record, two: Record, timed_a: Sequence[Record], timed_b: Sequence[Record]) -> Iterable[Change]:
-    points_b = {p["name"]: p for p in two.result["points"]}
-    arrays_a, arrays_b = one.arrays(), two.arrays()
-    clocks = [list(timings(timed, {str(r.result["key"])})) for timed, r in ((timed_a, one), (timed_b, two))]
-    for point in one.result["points"]:
-        other = points_b.get(point["name"])
-        if other is None:
-            continue
-        logits = arrays_a[f"{point['prefix']}_logits"], arrays_b[f"{other['prefix']}_logits"]
-        yield _change(one, point, other, logits, arrays_a["targets"], _latencies(point["name"], *clocks))
+def _changes(
+    one: Sequence[Record], two: Sequence[Record], timed_a: Sequence[Record], timed_b: Sequence[Record]
+) -> Iterable[Change]:
+    first = one[0].result
+    chosen = metric(first["dataset"]["metric"])
+    scores_a, scores_b = seed_scores(one, chosen), seed_scores(two, chosen)
+    clocks = [
+        list(timings(timed, {str(r.result["key"]) for r in records}))
+        for timed, records in ((timed_a, one), (timed_b, two))
+    ]
+    for point in (name for name in scores_a if name in scores_b):
+        a, b = scores_a[point], scores_b[point]
+        found = difference([b], [a])
+        yield Change(
+            dataset=first["dataset"]["name"],
+            part=first["dataset"].get("part"),
+            method=first["method"]["name"],
+            settings=_settings(one[0]),
+            recipe=_recipe(one[0]),
+            seeds=(len(a), len(b)),
+            point=point,
+            metric=chosen.name,
+            a=float(a.mean()),
+            b=float(b.mean()),
+            difference=found.value,
+            low=found.low,
+            high=found.high,
+            p=found.p,
+            p_holm=found.p,
+            covers_training=found.covers_training,
+            videos=found.videos,
+            gflops_a=_gflops(one, point),
+            gflops_b=_gflops(two, point),
+            latency=_latencies(point, *clocks),
+        )
 
 
-def _change(
-    record: Record,
-    point: Mapping[str, Any],
-    other: Mapping[str, Any],
-    logits: tuple[np.ndarray, np.ndarray],
-    targets: np.ndarray,
-    latency: Mapping[str, tuple[float, float]],
-) -> Change:
-    result = record.result
-    name = result["dataset"]["metric"]
-    scores = softmax(logits[0]), softmax(logits[1])
-    found: Difference = paired_difference(name, *scores, targets, n=RESAMPLES)
-    return Change(
-        dataset=result["dataset"]["name"],
-        method=result["method"]["name"],
-        settings=json.dumps(result["method"]["settings"], sort_keys=True),
-        seed=result["seed"],
-        point=point["name"],
-        metric=name,
-        a=metric(name)(scores[0], targets),
-        b=metric(name)(scores[1], targets),
-        difference=found.value,
-        low=found.low,
-        high=found.high,
-        p=found.p,
-        videos=len(targets),
-        gflops_a=point["gflops"]["mean"],
-        gflops_b=other["gflops"]["mean"],
-        latency=latency,
-    )
+def _gflops(records: Sequence[Record], point: str) -> float:
+    return fmean(p["gflops"]["mean"] for r in records for p in r.result["points"] if p["name"] == point)
 
 
 def _latencies(point: str, clocks_a: Sequence[Timing], clocks_b: Sequence[Timing]) -> dict[str, tuple[float, float]]:
@@ -259,12 +291,20 @@ def _latencies(point: str, clocks_a: Sequence[Timing], clocks_b: Sequence[Timing
     }
 
 
-def _ambiguous(changes: Sequence[Change]) -> set[tuple[str, str]]:
-    """Methods that occur with several settings on one dataset."""
-    settings: dict[tuple[str, str], set[str]] = {}
+def _ambiguous(changes: Sequence[Change]) -> Mapping[tuple[str, str], set[tuple[str, str]]]:
+    """Settings and recipes of the methods that occur with several on one dataset."""
+    found: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
     for change in changes:
-        settings.setdefault((change.dataset, change.method), set()).add(change.settings)
-    return {key for key, found in settings.items() if len(found) > 1}
+        found[change.dataset, change.method].add((change.settings, change.recipe))
+    return found
+
+
+def _apart(change: Change, several: Mapping[tuple[str, str], set[tuple[str, str]]]) -> list[str]:
+    """What tells a row from others of its method."""
+    rivals = several[change.dataset, change.method]
+    settings = [change.settings] if len({s for s, _ in rivals}) > 1 else []
+    recipes = {r for s, r in rivals if s == change.settings}
+    return [*settings, change.recipe] if len(recipes) > 1 else settings
 
 
 def _latency_text(latency: Mapping[str, tuple[float, float]]) -> str:
@@ -272,10 +312,6 @@ def _latency_text(latency: Mapping[str, tuple[float, float]]) -> str:
         ", ".join(f"{name.split(',')[0].removeprefix('batch ')}: {b / a:.2f}" for name, (a, b) in latency.items())
         or "–"
     )
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−") if round(value, 1) else "0.0"
 
 
 def _rest(comparison: Comparison, text: Callable[[str], str]) -> str:

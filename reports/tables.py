@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from reports.collect import Estimate, Group, Method, Point, pareto
+from harness.measure.statistics import FEWEST_VIDEOS
+from reports.claims import ONE_POINT, PARETO, Claims
+from reports.collect import Estimate, Group, Method, Point
 from reports.text import Cell, Column, Row, Table
 from reports.timings import Timing
 
 NONE = "–"
+BOLD = "Bold: not distinguishable from the best."
 
 
 def headline(group: Group) -> Table:
     """One row per method at its default point."""
     setup = group.setups[0] if group.setups else None
-    front = set(_front_labels(group))
-    best = _best(group, [m.default for m in group.methods])
+    tags = Claims(group, group.points).tags()
+    best = Claims(group, [m.default for m in group.methods]).contenders
     cost = cost_format([m.default.gflops for m in group.methods])
     columns = (
         Column("Method", numeric=False),
@@ -38,12 +41,13 @@ def headline(group: Group) -> Table:
     )
     rows = tuple(
         Row(
-            (Cell(m.label, "(Pareto)" if m.label in front else ""), *_headline_cells(group, m, setup, cost, best)),
+            (Cell(m.label, _best_tag(tags, m)), *_headline_cells(group, m, setup, cost, best)),
             m.style,
         )
         for m in group.methods
     )
-    note = f"Test: {group.test_videos} videos. " + (f"Latency: {setup}." if setup else "Latency was not measured.")
+    latency = f"Latency: {setup}." if setup else "Latency was not measured."
+    note = f"Test: {group.test_videos} videos. {latency} {BOLD if best else ''}".strip()
     return Table(group.title, note, columns, rows)
 
 
@@ -51,10 +55,9 @@ def operating_points(group: Group) -> Table:
     """Every operating point of every method, by method and cost."""
     setup = group.setups[0] if group.setups else None
     batch = _smallest_batch(group, setup)
-    points = [p for m in group.methods for p in m.points]
-    cost = cost_format([p.gflops for p in points])
-    front = {id(points[i]) for i in _front(group, points)}
-    best = _best(group, points)
+    cost = cost_format([p.gflops for p in group.points])
+    claims = Claims(group, group.points)
+    tags, best = claims.tags(), claims.contenders
     columns = (
         Column("Method", numeric=False),
         Column("Point", numeric=False),
@@ -69,8 +72,8 @@ def operating_points(group: Group) -> Table:
         Row(
             (
                 Cell(m.label),
-                Cell(p.name, "(Pareto)" if id(p) in front else ""),
-                _metric_cell(p.metrics[group.metric.name], p in best),
+                Cell(p.name, tags.get(id(p), "")),
+                _metric_cell(group, p, best),
                 _seeds_cell(p.metrics[group.metric.name], p.seeds),
                 _cost_cell(p, cost),
                 Cell(f"{100 * p.gflops / m.default.gflops:.0f}" if m.default.gflops else NONE),
@@ -82,7 +85,7 @@ def operating_points(group: Group) -> Table:
         for m in group.methods
         for p in sorted(m.points, key=lambda p: p.gflops)
     )
-    return Table(f"{group.title}: operating points", "", columns, rows)
+    return Table(f"{group.title}: operating points", BOLD if best else "", columns, rows)
 
 
 def savings(group: Group) -> Table | None:
@@ -148,28 +151,52 @@ def timing_table(group: Group) -> Table | None:
 
 
 def findings(group: Group) -> list[str]:
-    """What a reader should take from the group, in sentences."""
-    sign = 1 if group.metric.higher_is_better else -1
+    """What a reader should take from the group, in sentences, each with the interval of what it claims."""
     points = [(m, p) for m in group.methods for p in m.points]
-    best = max(points, key=lambda mp: (sign * group.quality(mp[1]), -mp[1].gflops))
-    near = [mp for mp in points if sign * (group.quality(best[1]) - group.quality(mp[1])) <= 1.0]
-    cheap = min(near, key=lambda mp: mp[1].gflops)
+    claims = Claims(group, group.points)
+    method, best = max(points, key=lambda mp: (claims.value(mp[1]), -mp[1].gflops))
     cost = cost_format([p.gflops for _, p in points])
 
     def described(method: Method, point: Point) -> str:
         return f"{_named(method, point)}, {group.quality(point):.1f} {group.metric.unit} at {cost(point.gflops)} GFLOPs"
 
-    lines = [f"Best {group.metric.title}: {described(*best)}."]
-    if cheap[1] is not best[1] and best[1].gflops:
-        share = 100 * cheap[1].gflops / best[1].gflops
-        lines.append(f"Cheapest within one point of it: {described(*cheap)} ({share:.0f} % of its cost).")
+    def margin(point: Point) -> str:
+        return "" if point is best else f", {claims.against(point, best)}"
+
+    lines = [f"Best {group.metric.title}: {described(method, best)}{_against_others(group, claims, method, best)}."]
+    near = [mp for mp in points if claims.value(best) - claims.value(mp[1]) <= ONE_POINT]
+    cheap = min(near, key=lambda mp: mp[1].gflops)
+    if cheap[1] is not best and best.gflops:
+        share = 100 * cheap[1].gflops / best.gflops
+        lines.append(
+            f"Cheapest measured within one point of it: {described(*cheap)} ({share:.0f} % of its cost)"
+            f"{margin(cheap[1])}{claims.within(cheap[1], best)}."
+        )
     setup = group.setups[0] if group.setups else None
     batch = _smallest_batch(group, setup)
     timed = [(mp, t) for mp in near if setup and (t := mp[0].timing(mp[1].name, batch, setup)) and t.ok]
     if timed:
         fast, timing = min(timed, key=lambda entry: entry[1].ms(0.5))
-        lines.append(f"Fastest within one point of it at batch {batch}: {_named(*fast)}, {ms(timing.ms(0.5))} ms.")
-    return lines
+        lines.append(
+            f"Fastest measured within one point of it at batch {batch}: {_named(*fast)}, {ms(timing.ms(0.5))} ms"
+            f"{margin(fast[1])}{claims.within(fast[1], best)}."
+        )
+    return [*lines, claims.caveat()]
+
+
+def _against_others(group: Group, claims: Claims, method: Method, best: Point) -> str:
+    """The margin over the next method, and which methods cannot be told from the best."""
+    others = [m for m in group.methods if m is not method]
+    if not others or group.mixed:
+        return ""
+    second, point = max(((m, p) for m in others for p in m.points), key=lambda mp: claims.value(mp[1]))
+    tied = [m.label for m in others if any(id(p) in claims.contenders for p in m.points)]
+    words = f"; not distinguishable from it: {_listed(tied)}" if tied else ""
+    return f", {claims.against(best, point)} against the next method, {second.label}{words}"
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def cost_format(values: Iterable[float]) -> Callable[[float], str]:
@@ -193,7 +220,7 @@ def latency_cell(timing: Timing | None) -> Cell:
 
 
 def _headline_cells(
-    group: Group, method: Method, setup: str | None, cost: Callable[[float], str], best: list[Point]
+    group: Group, method: Method, setup: str | None, cost: Callable[[float], str], best: set[int]
 ) -> list[Cell]:
     point, about = method.default, method.about
     timed = [t for t in method.timings if t.setup == setup and t.point == point.name]
@@ -208,7 +235,7 @@ def _headline_cells(
     return [
         Cell(", ".join(about["adapts"]) or NONE),
         Cell(about["fidelity"]),
-        _metric_cell(point.metrics[group.metric.name], point in best),
+        _metric_cell(group, point, best),
         _seeds_cell(point.metrics[group.metric.name], point.seeds),
         _cost_cell(point, cost),
         latency_cell(first),
@@ -234,8 +261,14 @@ def _timing_cells(timing: Timing) -> list[Cell]:
     ]
 
 
-def _metric_cell(estimate: Estimate, best: bool) -> Cell:
-    return Cell(f"{estimate.value:.1f}", f"[{estimate.low:.1f}, {estimate.high:.1f}]", best)
+def metric_cell(value: float, low: float, high: float, *, videos: int, best: bool = False) -> Cell:
+    """A metric with its interval, which is left out where there are too few videos for it to say anything."""
+    return Cell(f"{value:.1f}", f"[{low:.1f}, {high:.1f}]" if videos >= FEWEST_VIDEOS else "", best)
+
+
+def _metric_cell(group: Group, point: Point, best: set[int]) -> Cell:
+    found = point.metrics[group.metric.name]
+    return metric_cell(found.value, found.low, found.high, videos=group.test_videos, best=id(point) in best)
 
 
 def _seeds_cell(estimate: Estimate, seeds: int) -> Cell:
@@ -252,23 +285,10 @@ def _smallest_batch(group: Group, setup: str | None) -> int:
     return min((t.batch for m in group.methods for t in m.timings if t.setup == setup), default=1)
 
 
-def _best(group: Group, points: Sequence[Point]) -> list[Point]:
-    """The points to print bold, several where they tie; none where there is nothing to choose from."""
-    if len(points) < 2:
-        return []
-    value = (max if group.metric.higher_is_better else min)(map(group.quality, points))
-    return [p for p in points if group.quality(p) == value]
-
-
-def _front(group: Group, points: Sequence[Point]) -> list[int]:
-    values = [group.quality(p) for p in points]
-    return pareto([p.gflops for p in points], values, higher_is_better=group.metric.higher_is_better)
-
-
-def _front_labels(group: Group) -> list[str]:
-    """Methods with a point on the front of all points."""
-    owned = [(m.label, p) for m in group.methods for p in m.points]
-    return [owned[i][0] for i in _front(group, [p for _, p in owned])]
+def _best_tag(tags: dict[int, str], method: Method) -> str:
+    """The strongest tag of a method's points."""
+    found = {tags.get(id(p), "") for p in method.points}
+    return PARETO if PARETO in found else max(found)
 
 
 def _reference(group: Group, method: Method, timing: Timing) -> tuple[str, Timing] | None:

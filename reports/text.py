@@ -44,6 +44,19 @@ class Table:
     rows: tuple[Row, ...]
 
 
+def to_plain(table: Table) -> str:
+    """Aligned columns for a terminal; `*` at best values."""
+    lines = [[c.title for c in table.columns]]
+    lines += [[f"{c.text}{'*' if c.best else ''} {c.note}".strip() for c in row.cells] for row in table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    return "\n".join(
+        "  ".join(
+            t.rjust(w) if c.numeric else t.ljust(w) for t, w, c in zip(line, widths, table.columns, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
 def to_markdown(table: Table) -> str:
     """A GitHub table; best values bold."""
     text = markdown_text
@@ -86,6 +99,19 @@ def to_latex(table: Table, label: str) -> str:
     )
 
 
+def latex_head(body: str) -> str:
+    """Comment and definitions that a file of tables opens with."""
+    head = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}. Same figures as index.html and points.csv.\n"
+    return head + (LATEX_UNICODE if BEYOND in body else "")
+
+
+BEYOND = r"\beyondlatin"
+LATEX_UNICODE = (
+    "% Compile with xelatex or lualatex and a font that has these characters; pdflatex shows their code points.\n"
+    rf"\providecommand{{{BEYOND}}}[2]{{\ifdefined\Umathcode #1\else [U+#2]\fi}}" + "\n"
+)
+LATIN = 0x180
+"""Characters below this code point pdflatex knows."""
 LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -110,5 +136,10 @@ LATEX = {
 
 def latex(text: str) -> str:
     """Plain text with every special character escaped; brackets are grouped so that no command takes them."""
-    escaped = "".join(LATEX.get(c, c) for c in " ".join(text.split()))
+    escaped = "".join(LATEX.get(c) or _latin(c) for c in " ".join(text.split()))
     return "{" + escaped + "}" if escaped.startswith("[") else escaped
+
+
+def _latin(character: str) -> str:
+    code = ord(character)
+    return character if code < LATIN else rf"{BEYOND}{{{character}}}{{{code:04X}}}"

@@ -30,15 +30,62 @@ def test_a_folder_against_itself_shows_no_difference(folders):
     assert not (found.only_a or found.only_b or found.not_comparable)
 
 
-def test_a_clear_loss_is_significant_and_signed(folders):
+def test_a_clear_loss_over_three_seeds_is_significant_and_signed(folders):
     a, b = folders
-    before = a.evaluation(STATIC)
-    b.evaluation(dataclasses.replace(STATIC, skill=1.0))
+    before = [a.evaluation(STATIC, seed) for seed in range(3)]
+    for seed in range(3):
+        b.evaluation(dataclasses.replace(STATIC, skill=1.0), seed)
     (change,) = compare(a.work_dir, b.work_dir).changes
-    assert change.a == pytest.approx(before.result["points"][0]["metrics"]["top1"]["value"])
+    values = [r.result["points"][0]["metrics"]["top1"]["value"] for r in before]
+    assert change.a == pytest.approx(sum(values) / 3)
     assert change.difference == pytest.approx(change.b - change.a)
-    assert change.high < 0 and change.significant
+    assert change.high < 0 and change.significant and change.seeds == (3, 3)
     assert "*" in compare(a.work_dir, b.work_dir).to_text().splitlines()[1]
+
+
+def test_one_seed_compares_two_networks_only(folders):
+    a, b = folders
+    a.evaluation(STATIC)
+    b.evaluation(dataclasses.replace(STATIC, skill=1.0))
+    found = compare(a.work_dir, b.work_dir)
+    (change,) = found.changes
+    assert change.p < 0.001 and not change.significant
+    assert "compare two networks, not methods" in found.to_text()
+    assert "*" not in found.to_text().splitlines()[1]
+
+
+def test_training_noise_is_no_significant_change(folders):
+    a, b = folders
+    for seed in range(3):
+        a.evaluation(STATIC, seed)
+        b.evaluation(STATIC, seed + 10)
+    (change,) = compare(a.work_dir, b.work_dir).changes
+    assert change.covers_training and not change.significant
+
+
+def test_folds_and_recipes_are_cells_of_their_own(folders):
+    for number, factory in enumerate(folders):
+        for fold in range(5):
+            factory.evaluation(STATIC, part=f"fold={fold}", fingerprint=f"f{fold}")
+        factory.evaluation(STATIC)
+        base = factory.evaluation(AR_NET)
+        stages = [{**stage, "recipe": f"r{number}"} for stage in base.result["training"]["stages"]]
+        factory.evaluation(AR_NET, training={**base.result["training"], "stages": stages})
+    a, b = folders
+    found = compare(a.work_dir, b.work_dir)
+    assert sorted(c.part or "" for c in found.changes) == ["", "", *(f"fold={fold}" for fold in range(5))]
+    assert "glyphs (fold=4)" in found.to_text()
+    assert len(found.only_a) == len(found.only_b) == 1 and "recipe" in found.only_a[0]
+
+
+def test_p_is_corrected_for_the_number_of_rows(folders):
+    a, b = folders
+    for seed in range(3):
+        a.evaluation(TSN, seed)
+        b.evaluation(dataclasses.replace(TSN, skill=3.0), seed)
+    changes = compare(a.work_dir, b.work_dir).changes
+    smallest = min(changes, key=lambda c: c.p)
+    assert smallest.p_holm == pytest.approx(4 * smallest.p)
 
 
 def test_cells_of_one_folder_only_are_listed(folders):
@@ -48,8 +95,8 @@ def test_cells_of_one_folder_only_are_listed(folders):
     a.evaluation(AR_NET)
     b.evaluation(V2, seed=3)
     found = compare(a.work_dir, b.work_dir)
-    assert found.only_a == ("ar-net (tiny) on glyphs, seed 0",)
-    assert found.only_b == ("adafocus-v2 (tiny) on glyphs, seed 3",)
+    assert found.only_a == ("ar-net (tiny) on glyphs",)
+    assert found.only_b == ("adafocus-v2 (tiny) on glyphs",)
     assert len(found.changes) == 1
 
 
