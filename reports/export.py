@@ -13,6 +13,9 @@ from harness.store.files import write_atomically
 from harness.store.records import Record
 from reports.timings import summary
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of a formula."""
+
 
 def points(evaluations: Sequence[Record]) -> pd.DataFrame:
     """One row per evaluation record and operating point; metrics in their unit, GFLOPs in 1e9 MACs, seconds."""
@@ -25,9 +28,9 @@ def latencies(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def write(frame: pd.DataFrame, stem: Path) -> list[Path]:
-    """Write STEM.csv and STEM.parquet."""
+    """Write STEM.csv and STEM.parquet; text that a spreadsheet would take for a formula opens with ' in the CSV."""
     paths = [stem.with_suffix(".csv"), stem.with_suffix(".parquet")]
-    write_atomically(paths[0], frame.to_csv(index=False).encode())
+    write_atomically(paths[0], frame.map(_harmless).to_csv(index=False).encode())
     write_atomically(paths[1], frame.to_parquet(index=False))
     return paths
 
@@ -38,6 +41,7 @@ def _point(result: Any, point: Any) -> dict[str, Any]:
         "key": result["key"],
         "created": result["created"],
         "dataset": dataset["name"],
+        "part": dataset.get("part"),
         "fingerprint": dataset["fingerprint"],
         "resolution": dataset["resolution"],
         "test_split": result["protocol"]["test_split"],
@@ -109,6 +113,10 @@ def _latency(result: Any) -> dict[str, Any]:
         "frames_decoded": result.get("frames_decoded"),
         "peak_memory_bytes": result["peak_memory_bytes"],
     }
+
+
+def _harmless(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def _json(value: Any) -> str:

@@ -13,19 +13,26 @@ from markupsafe import Markup
 
 from harness.measure.metrics import classes_without_positives
 from harness.store.records import Record
+from reports.claims import OBSERVED, PARETO
 from reports.collect import Group, Report
 from reports.drawing import colour
 from reports.tables import findings
 from reports.text import Table
 
 
-def page(report: Report, shown: Mapping[str, GroupPictures], tables: Mapping[str, Sequence[Table]]) -> str:
+def page(
+    report: Report,
+    shown: Mapping[str, GroupPictures],
+    tables: Mapping[str, Sequence[Table]],
+    pooled: Sequence[Table] = (),
+) -> str:
     """The whole page.
 
     Args:
         report: The groups, failures and records.
         shown: Group anchor -> its pictures.
         tables: Group anchor -> headline table first, then those that are folded away.
+        pooled: Tables of cross-validations, all folds together.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -34,10 +41,11 @@ def page(report: Report, shown: Mapping[str, GroupPictures], tables: Mapping[str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(swatch=_swatch)
+    environment.globals.update(swatch=_swatch, tags=(PARETO, OBSERVED))
     records = [r for g in report.groups for m in g.methods for r in m.records]
     return environment.get_template("page.html").render(
         groups=[_group(g, shown[g.anchor], tables[g.anchor]) for g in report.groups],
+        pooled=pooled,
         failures=report.failures,
         evaluations=len(report.evaluations),
         latencies=len(report.latencies),

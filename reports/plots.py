@@ -94,7 +94,7 @@ def exits(group: Group) -> Figure | None:
     rows = [(m, p) for m in group.methods for p in sorted(m.points, key=lambda p: p.gflops) if p.exits]
     if not rows:
         return None
-    shares = 100 * pd.DataFrame([p.exits for _, p in rows]).fillna(0)
+    shares = 100 * pd.DataFrame([dict(enumerate(p.exits or ())) for _, p in rows]).fillna(0)
     steps = len(shares.columns)
     tints = sns.blend_palette(EARLY_TO_LATE, steps).as_hex()
     figure, axes = _stacked([_row_label(m, p) for m, p in rows], shares, tints, height=0.27)
@@ -164,7 +164,7 @@ def _tradeoff(group: Group, marks: Sequence[Mark], label: str) -> Figure:
     large_last, sizes = points.sort_values("default"), {True: 64, False: 23}
     sns.scatterplot(large_last, size="default", sizes=sizes, edgecolor=PAPER, zorder=5, legend=False, **look)
     front = points.iloc[pareto(list(points.cost), list(points.value), higher_is_better=group.metric.higher_is_better)]
-    axes.step(front.cost, front.value, "--", where="post", color=FAINT, linewidth=1, zorder=1, label="Pareto front")
+    axes.step(front.cost, front.value, "--", where="post", color=FAINT, linewidth=1, zorder=1, label="observed front")
     axes.set(xlabel=label, ylabel=f"{group.metric.title} ({group.metric.unit})")
     columns = _columns(points.method, {20: 3, 31: 2})
     axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.17), ncols=columns, columnspacing=1.4, markerscale=1.2)

@@ -10,11 +10,12 @@ from harness.errors import BenchError
 from harness.store.files import write_atomically
 from reports import drawing, export
 from reports.collect import Group, Report, collect
+from reports.folds import pooled_tables
 from reports.page import GroupPictures, page
 from reports.plots import PLOTS
 from reports.strips import strip
 from reports.tables import findings, headline, operating_points, savings, timing_table
-from reports.text import Table, markdown_text, to_latex, to_markdown
+from reports.text import Table, latex_head, markdown_text, to_latex, to_markdown
 
 
 def write_report(work_dirs: Iterable[Path], out: Path, *, allow_mixed: bool = False) -> list[Path]:
@@ -34,10 +35,11 @@ def write_report(work_dirs: Iterable[Path], out: Path, *, allow_mixed: bool = Fa
             pictures[group.anchor], drawn = _draw(group, out / stem)
             files += drawn
     tables = {g.anchor: _tables(g) for g in report.groups}
+    pooled = pooled_tables(report.groups)
     texts = {
-        out / "index.html": page(report, pictures, tables),
-        out / "comparison.md": _markdown(report, tables),
-        out / "comparison.tex": _latex(report, tables),
+        out / "index.html": page(report, pictures, tables, pooled),
+        out / "comparison.md": _markdown(report, tables, pooled),
+        out / "comparison.tex": _latex(report, tables, pooled),
     }
     for path, text in texts.items():
         write_atomically(path, text.encode())
@@ -66,8 +68,8 @@ def _draw(group: Group, stem: Path) -> tuple[GroupPictures, list[Path]]:
     return pictures, files
 
 
-def _markdown(report: Report, tables: dict[str, list[Table]]) -> str:
-    parts = ["# Efficient video recognition: comparison\n"]
+def _markdown(report: Report, tables: dict[str, list[Table]], pooled: Sequence[Table]) -> str:
+    parts = ["# Efficient video recognition: comparison\n", *map(to_markdown, pooled)]
     for group in report.groups:
         first, *others = tables[group.anchor]
         parts.append(to_markdown(first))
@@ -81,13 +83,16 @@ def _markdown(report: Report, tables: dict[str, list[Table]]) -> str:
     return "\n".join(parts)
 
 
-def _latex(report: Report, tables: dict[str, list[Table]]) -> str:
-    head = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}. Same figures as index.html and points.csv.\n"
-    return head + "\n".join(
-        to_latex(table, f"{stem}-{kind}")
+def _latex(report: Report, tables: dict[str, list[Table]], pooled: Sequence[Table]) -> str:
+    kinds = ("headline", "second", "third", "fourth")
+    labelled = [(t, f"pooled-{number}") for number, t in enumerate(pooled)]
+    labelled += [
+        (table, f"{stem}-{kind}")
         for group, stem in zip(report.groups, _stems(report.groups), strict=True)
-        for table, kind in zip(tables[group.anchor], ("headline", "second", "third", "fourth"), strict=False)
-    )
+        for table, kind in zip(tables[group.anchor], kinds, strict=False)
+    ]
+    body = "\n".join(to_latex(table, label) for table, label in labelled)
+    return latex_head(body) + body
 
 
 def _stems(groups: Sequence[Group]) -> list[str]:

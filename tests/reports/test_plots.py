@@ -65,7 +65,7 @@ def test_every_point_is_marked_and_every_default_carries_its_interval(group):
     assert {(x, y) for bar in bars for x, y in bar} == expected
     curves = {tuple(np.round(line.get_xdata(), 9)) for line in axes.get_lines()}
     assert {tuple(round(p.gflops, 9) for p in curve) for m in group.methods for curve in m.curves()} <= curves
-    assert legend(axes) == [*(m.label for m in group.methods), "Pareto front"]
+    assert legend(axes) == [*(m.label for m in group.methods), "observed front"]
 
 
 def test_points_without_a_knob_are_marked_beside_the_curves(group):
@@ -80,7 +80,7 @@ def test_methods_that_were_not_timed_are_not_in_the_plot_of_latencies(factory):
     factory.latency(factory.evaluation(TSN), "frames=4", ms=7.0)
     factory.evaluation(V2)
     axes = plots.over_latency(collect([factory.work_dir]).groups[0]).axes[0]
-    assert legend(axes) == ["TSN", "Pareto front"] and len(marks(axes)) == 1
+    assert legend(axes) == ["TSN", "observed front"] and len(marks(axes)) == 1
 
 
 @pytest.mark.parametrize("spread", [1.0, 100.0], ids=["linear", "log"])

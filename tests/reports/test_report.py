@@ -10,16 +10,23 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+import bench
 import reports
 from harness.authors.published import published_results
 from harness.errors import BenchError
+from harness.measure.metrics import METRICS, softmax
 from harness.plan.protocol import Protocol
 from harness.store.files import write_json
-from reports import plots, tables
+from reports import export, plots, tables
+from reports.claims import Claims
 from reports.collect import collect, pareto
+from reports.folds import pooled_tables
+from reports.page import GroupPictures, page
+from reports.text import latex_head, to_latex
 from tests.reports.conftest import AR_NET, RANDOM, TSN, V2, Factory
 
 EVIL = """<script>alert(1)</script> & "x" 'y' $a_b$ | `q` \\frac{1} %~^#"""
@@ -78,10 +85,10 @@ def test_every_file_is_written(built):
 
 
 def test_page_is_well_formed_self_contained_and_without_script(built):
-    page = Page((built[0] / "index.html").read_text())
-    tags = {tag for tag, _ in page.tags}
+    found = Page((built[0] / "index.html").read_text())
+    tags = {tag for tag, _ in found.tags}
     assert "svg" in tags and not tags & {"script", "link", "iframe", "object", "img"}
-    for _, attributes in page.tags:
+    for _, attributes in found.tags:
         assert not any(name.startswith("on") for name in attributes)
         for name in ("href", "xlink:href", "src"):
             value = attributes.get(name)
@@ -126,6 +133,23 @@ def test_points_hold_every_record_and_point(built):
     assert ((full.top1_low <= full.top1) & (full.top1 <= full.top1_high)).all()
 
 
+def test_what_a_spreadsheet_takes_for_a_formula_is_text(factory, tmp_path):
+    factory.evaluation(dataclasses.replace(TSN, title="=HYPERLINK(1)", curve=()), dataset="@SUM(A1)", videos=20)
+    csv, parquet = export.write(export.points(collect([factory.work_dir]).evaluations), tmp_path / "points")
+    row = pd.read_csv(csv).iloc[0]
+    assert (row.title, row.dataset) == ("'=HYPERLINK(1)", "'@SUM(A1)")
+    assert pd.read_parquet(parquet).title.iloc[0] == "=HYPERLINK(1)"
+
+
+def test_letters_that_pdflatex_lacks_have_a_way_around(factory):
+    factory.evaluation(dataclasses.replace(TSN, title="図 É", curve=()), videos=20)
+    text = to_latex(tables.headline(collect([factory.work_dir]).groups[0]), "x")
+    assert r"\beyondlatin{図}{56F3} É" in text and r"\providecommand{\beyondlatin}" in latex_head(text)
+    assert "beyondlatin" not in latex_head("É")
+    outside = re.sub(r"\\beyondlatin\{.\}", "", text)
+    assert all(ord(c) < 0x180 for c in outside)
+
+
 def test_latencies_derive_percentiles_from_the_samples(built):
     frame = pd.read_csv(built[0] / "latency.csv")
     assert (frame.median_low_ms <= frame.median_ms).all() and (frame.median_ms <= frame.median_high_ms).all()
@@ -157,14 +181,26 @@ def test_one_seed_has_no_spread(factory):
     assert collect([factory.work_dir]).groups[0].methods[0].default.metrics["top1"].sd is None
 
 
-def test_differing_data_are_refused_unless_asked(factory, tmp_path):
+def test_versions_of_a_data_set_are_apart_unless_asked(factory):
     factory.evaluation(TSN, fingerprint="aaaa1111")
-    factory.evaluation(V2, fingerprint="bbbb2222")
-    with pytest.raises(BenchError, match=r"aaaa1111.*tsn.*bbbb2222.*adafocus-v2|bbbb2222.*aaaa1111") as caught:
-        reports.build([factory.work_dir], tmp_path / "out")
-    assert "--allow-mixed" in str(caught.value)
+    factory.evaluation(V2, fingerprint="bbbb2222", seed=1)
+    groups = collect([factory.work_dir]).groups
+    assert [g.title for g in groups] == ["Glyphs (spot) (data bbbb2222)", "Glyphs (spot) (data aaaa1111)"]
+    assert all(len(g.methods) == 1 and "they are not compared" in g.notes[-1] for g in groups)
     (group,) = collect([factory.work_dir], allow_mixed=True).groups
     assert len(group.methods) == 2 and "did not see the same data" in group.notes[0]
+    assert tables.findings(group)[-1].startswith("The methods did not see the same videos")
+
+
+def test_a_run_without_a_report_says_so_and_leaves_no_page_as_if_new(factory, capsys):
+    record = factory.evaluation(TSN, videos=20)
+    out = factory.work_dir / "report"
+    out.mkdir()
+    (out / "index.html").write_text("an earlier page")
+    (record.path / "result.json").write_text("{}")
+    assert not bench._report([factory.work_dir], out, sys.stdout)
+    assert "no report: " in capsys.readouterr().err
+    assert not (out / "index.html").exists() and (out / "index.old.html").exists()
 
 
 def test_folds_are_tables_of_their_own(factory):
@@ -173,6 +209,49 @@ def test_folds_are_tables_of_their_own(factory):
         factory.evaluation(TSN, part=f"fold={fold}", fingerprint=f"f{fold}")
     titles = [g.title for g in collect([factory.work_dir]).groups]
     assert titles == ["Glyphs (spot)", "Glyphs (spot) (fold=1)", "Glyphs (spot) (fold=2)"]
+
+
+def test_folds_are_pooled_over_all_videos(factory):
+    counts = {}
+    for fold in range(5):
+        for fake in (TSN, V2):
+            record = factory.evaluation(fake, part=f"fold={fold}", fingerprint=f"f{fold}", videos=30 + fold)
+            right = record.result["points"][0]["metrics"]["top1"]["value"] * (30 + fold) / 100
+            counts[fake.title] = counts.get(fake.title, 0) + right
+    factory.evaluation(RANDOM, part="fold=0", fingerprint="f0", videos=30)
+    (table,) = pooled_tables(collect([factory.work_dir]).groups)
+    assert {row.cells[0].text: row.cells[2].text for row in table.rows} == {
+        title: f"{100 * right / 160:.1f}" for title, right in counts.items()
+    }
+    assert all(row.cells[4].text == "160" and row.cells[2].note for row in table.rows)
+    assert "5 folds of column fold" in table.note and "left out: Random patch" in table.note
+
+
+def test_pooled_folds_are_the_first_section_of_the_page(factory):
+    for fold in range(2):
+        factory.evaluation(dataclasses.replace(TSN, curve=()), part=f"fold={fold}", fingerprint=f"f{fold}", videos=20)
+    report = collect([factory.work_dir])
+    pictures = {g.anchor: GroupPictures() for g in report.groups}
+    shown = {g.anchor: [tables.headline(g)] for g in report.groups}
+    text = Page(page(report, pictures, shown, pooled_tables(report.groups))).text
+    assert text.index("all folds pooled") < text.index("(fold=0)")
+    assert "2 folds are too few to differ" in text
+
+
+def test_folds_of_map_are_ranked_together(factory):
+    fake = dataclasses.replace(TSN, main="mAP", curve=())
+    records = [factory.evaluation(fake, part=f"fold={f}", fingerprint=f"f{f}", videos=40) for f in range(3)]
+    logits, targets = (np.concatenate([r.arrays()[name] for r in records]) for name in ("p0_logits", "targets"))
+    (table,) = pooled_tables(collect([factory.work_dir]).groups)
+    assert table.rows[0].cells[2].text == f"{METRICS['mAP'](softmax(logits), targets):.1f}"
+    assert "ranked together" in table.note
+
+
+def test_intervals_of_a_handful_of_videos_are_not_printed(factory):
+    factory.evaluation(TSN, videos=16)
+    (group,) = collect([factory.work_dir]).groups
+    assert tables.headline(group).rows[0].cells[3].note == ""
+    assert any("16 test videos: intervals are printed from 20 on" in note for note in group.notes)
 
 
 def test_another_protocol_is_another_table(factory):
@@ -270,12 +349,64 @@ def test_a_method_with_one_point_saves_against_the_static_one(factory):
     assert row.cells[5].text == "−20"
 
 
-def test_findings_name_the_best_and_the_cheapest_near_it(factory):
+def test_findings_carry_the_interval_of_their_claim(factory):
+    for seed in range(2):
+        factory.evaluation(TSN, seed)
+        factory.evaluation(dataclasses.replace(V2, skill=3.9, curve=[(0.5, 0.5, 0.01)]), seed)
+    (group,) = collect([factory.work_dir]).groups
+    best, cheap, caveat = tables.findings(group)
+    assert re.search(r"Best Top-1 accuracy: .*, \+?[\d.]+ points \[−[\d.]+, \+[\d.]+\] against the next method, ", best)
+    assert "not distinguishable from it: " in best
+    assert cheap.startswith("Cheapest measured within one point") and "not shown to be within one point" in cheap
+    assert caveat == (
+        "Intervals of differences cover videos and training seeds, corrected for choosing among 6 points on the "
+        "test videos."
+    )
+
+
+def test_findings_of_one_seed_are_about_networks(factory):
     factory.evaluation(TSN)
-    factory.evaluation(dataclasses.replace(V2, skill=3.9, curve=()))
-    group = collect([factory.work_dir]).groups[0]
-    lines = tables.findings(group)
-    assert lines[0].startswith("Best Top-1 accuracy") and len(lines) <= 2
+    factory.evaluation(AR_NET)
+    assert "networks of one training each, not methods" in tables.findings(collect([factory.work_dir]).groups[0])[-1]
+
+
+def test_bold_is_what_cannot_be_told_from_the_best(factory):
+    near = dataclasses.replace(TSN, name="near", title="Near", skill=3.8, curve=())
+    far = dataclasses.replace(TSN, name="far", title="Far", skill=0.5, curve=())
+    for fake in (dataclasses.replace(TSN, curve=()), near, far):
+        for seed in range(3):
+            factory.evaluation(fake, seed)
+    (group,) = collect([factory.work_dir]).groups
+    assert {row.cells[0].text: row.cells[3].best for row in tables.headline(group).rows} == {
+        "TSN": True,
+        "Near": True,
+        "Far": False,
+    }
+
+
+def test_pareto_tags_need_a_difference_that_is_shown(factory):
+    cheap = dataclasses.replace(TSN, name="cheap", title="Cheap", gflops=0.01, skill=1.0, curve=())
+    middle = dataclasses.replace(TSN, name="middle", title="Middle", gflops=0.03, skill=3.6, curve=())
+    dear = dataclasses.replace(TSN, name="dear", title="Dear", gflops=0.06, skill=3.9, curve=())
+    for fake in (cheap, middle, dear):
+        factory.evaluation(fake)
+    (group,) = collect([factory.work_dir]).groups
+    tags = {row.cells[0].text: row.cells[0].note for row in tables.headline(group).rows}
+    assert tags == {"Cheap": "(Pareto)", "Middle": "(Pareto)", "Dear": "(observed front)"}
+
+
+def test_the_best_is_among_the_contenders(factory, monkeypatch):
+    fakes = [dataclasses.replace(TSN, name=f"m{i}", title=f"M{i}", curve=()) for i in range(8)]
+    for fake in fakes:
+        factory.evaluation(fake, videos=20)
+    (group,) = collect([factory.work_dir]).groups
+    rng, kept = np.random.default_rng(0), 0
+    for _ in range(100):  # eight networks that are equally good
+        drawn = {id(p): 100.0 * (rng.random((1, 200)) < 0.8) for p in group.points}
+        monkeypatch.setattr(group, "_scores", drawn)
+        monkeypatch.setattr(group, "quality", lambda p, drawn=drawn: float(drawn[id(p)].mean()))
+        kept += id(group.points[3]) in Claims(group, group.points).contenders
+    assert kept >= 93
 
 
 def test_pareto_front_keeps_only_what_nothing_beats():
