@@ -251,12 +251,18 @@ def seed_scores(records: Sequence[Record], chosen: Metric) -> dict[str, np.ndarr
 
 
 def fold_sets(groups: Iterable[Group]) -> list[list[Group]]:
-    """Groups that are folds of one cross-validation together, every other group alone."""
+    """Groups that are folds of one cross-validation together, every other group alone.
+
+    Of a fold that was recorded with several versions of its data the first, which is the newest, is taken.
+    """
     sets: dict[str, list[Group]] = {}
     for group in groups:
         dataset = group.dataset
-        apart = [group.fold.partition("=")[0]] if group.fold else [dataset.get("part"), dataset["fingerprint"]]
-        key = digest([dataset["name"], dataset["resolution"], dataset["classes"], _compared(group.protocol), *apart])
+        about = [dataset["name"], dataset["resolution"], dataset["classes"], _compared(group.protocol)]
+        alone = [dataset.get("part"), dataset["fingerprint"]]
+        key = digest([*about, group.fold.partition("=")[0]] if group.fold else [*about, *alone])
+        if any(group.fold == known.fold for known in sets.get(key, ())):
+            key = digest([*about, *alone])
         sets.setdefault(key, []).append(group)
     return list(sets.values())
 
@@ -424,7 +430,7 @@ def _title(groups: Sequence[Group]) -> None:
         group.anchor = f"group-{i}"
         rivals = [g for g in groups if g.dataset["name"] == group.dataset["name"]]
         part = [str(group.dataset["part"])] if group.dataset.get("part") else []
-        versions = {g.dataset["fingerprint"] for g in rivals if g.dataset.get("part") == group.dataset.get("part")}
+        versions = {g.dataset["fingerprint"] for g in rivals if _alike(g, group)}
         if len(versions) > 1:
             part.append(f"data {group.dataset['fingerprint']}")
             group.notes.append(
@@ -438,6 +444,12 @@ def _title(groups: Sequence[Group]) -> None:
             if len({json.dumps(g.protocol.get(key)) for g in rivals}) > 1
         ]
         group.title = group.dataset["title"] + (f" ({', '.join([*part, *extra])})" if part or extra else "")
+
+
+def _alike(one: Group, other: Group) -> bool:
+    """Whether only the fingerprint of their data keeps two groups of one dataset apart."""
+    same = all(one.dataset.get(key) == other.dataset.get(key) for key in ("part", "resolution"))
+    return same and _compared(one.protocol) == _compared(other.protocol)
 
 
 def _style(groups: Sequence[Group]) -> None:

@@ -42,11 +42,9 @@ def called_different(rng, seeds, videos, accuracy, noise, runs):
 def test_equal_methods_are_seldom_called_different(noise):
     rng = np.random.default_rng(int(noise))
     rates = {cell: called_different(rng, *cell[:2], (cell[2],) * 2, noise, runs=600) for cell in CELLS}
-    runs = 600 * len(CELLS)
-    assert np.mean(list(rates.values())) < NOMINAL
+    assert 0.005 < np.mean(list(rates.values())) < NOMINAL, "never to reject would be no test"
     slack = 3 * np.sqrt(ALLOWED * (1 - ALLOWED) / 600)  # the simulation's own error in one cell
     assert max(rates.values()) < ALLOWED + slack, rates
-    assert runs * np.mean(list(rates.values())) > 0.005 * runs, "a test that never rejects shows nothing"
 
 
 @pytest.mark.parametrize("noise", [1.0, 3.0])

@@ -238,6 +238,14 @@ def test_pooled_folds_are_the_first_section_of_the_page(factory):
     assert "2 folds are too few to differ" in text
 
 
+def test_an_older_version_of_a_fold_is_not_pooled(factory):
+    fake = dataclasses.replace(TSN, curve=())
+    for version, fold in ((1, 0), (0, 0), (1, 1)):
+        factory.evaluation(fake, seed=version, part=f"fold={fold}", fingerprint=f"v{version}f{fold}", videos=20)
+    (table,) = pooled_tables(collect([factory.work_dir]).groups)
+    assert table.note.startswith("2 folds") and [row.cells[3].text for row in table.rows] == ["1"]
+
+
 def test_folds_of_map_are_ranked_together(factory):
     fake = dataclasses.replace(TSN, main="mAP", curve=())
     records = [factory.evaluation(fake, part=f"fold={f}", fingerprint=f"f{f}", videos=40) for f in range(3)]
@@ -259,6 +267,12 @@ def test_another_protocol_is_another_table(factory):
     factory.evaluation(TSN, protocol=Protocol(epoch_scale=0.5))
     titles = [g.title for g in collect([factory.work_dir]).groups]
     assert sorted(titles) == ["Glyphs (spot) (epoch scale 0.5)", "Glyphs (spot) (epoch scale 1.0)"]
+
+
+def test_another_protocol_is_no_other_version_of_the_data(factory):
+    factory.evaluation(TSN, fingerprint="one")
+    factory.evaluation(TSN, protocol=Protocol(limit=10), fingerprint="two")
+    assert not any("versions" in note for g in collect([factory.work_dir]).groups for note in g.notes)
 
 
 def test_what_does_not_change_a_number_does_not_split_a_table(factory):
