@@ -272,6 +272,20 @@ def test_method_that_fails_there_does_not_end_the_gate(repository):
     assert [r.note for r in results] == ["HEAD does not run it: TypeError: 'NoneType' object is not callable"] * 2
 
 
+def test_method_that_fails_there_in_a_later_launch_has_no_verdict(repository, monkeypatch):
+    answer, asked = gate._Worker.ask, []
+
+    def ask(worker, request):
+        asked.append(worker.tree)
+        if worker.tree != repository and asked.count(worker.tree) > 2:
+            raise gate.WorkerError(worker.tree, "tsn", "it took too long")
+        return answer(worker, request)
+
+    monkeypatch.setattr(gate._Worker, "ask", ask)
+    (result,) = against("HEAD", ["tsn"], root=repository, rounds=2, launches=3, seconds=0)
+    assert (result.verdict, result.note) == (None, "HEAD does not run it: it took too long")
+
+
 def test_method_that_fails_here_is_an_error(repository):
     write(repository, exits="1/0", rows=1, names=["tsn"])
     with pytest.raises(BenchError, match=r"(?s)tsn .*ZeroDivisionError"):
