@@ -34,7 +34,7 @@ from adafocus.uni_policies import (
     size_prior,
 )
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
-from harness.contract.exits import NEVER, point_thresholds, should_exit
+from harness.contract.exits import NEVER, point_thresholds, staying
 from harness.contract.recognizer import Clips
 from harness.contract.trace import Trace
 from harness.errors import UsageError
@@ -381,7 +381,7 @@ class UniAdaFocus(GlanceAndFocus):
         generator: torch.Generator | None,
     ) -> Tensor:
         """Exit by exit; videos that are sure leave the batch, the policies run for those that stay."""
-        there = torch.arange(len(candidates), device=candidates.device)
+        there, rows = np.arange(len(candidates)), torch.arange(len(candidates), device=candidates.device)
         trace.exit_step = np.zeros(len(candidates), dtype=np.int64)
         with self._head_event(trace, self.glance_classifier):
             logits = self._first_exit(glance.peaks_BTH)[:, 0]
@@ -390,20 +390,20 @@ class UniAdaFocus(GlanceAndFocus):
         for k in range(self.exits):
             if k:
                 start, end = self.exit_ends[k - 1 : k + 1]
-                videos = there.cpu().numpy()
-                trace.exit_step[videos] = k
+                trace.exit_step[there] = k
                 if plan is None:
-                    rest = _Glance(*(part[there] for part in glance))
-                    plan = self._plan(candidates, rest, trace, there, generator)
-                peaks, plan = self._look(plan, start, end, trace, videos)
-                with self._head_event(trace, self.classifier, videos=videos):
+                    rest = _Glance(*(part[rows] for part in glance))
+                    plan = self._plan(candidates, rest, trace, (there, rows), generator)
+                peaks, plan = self._look(plan, start, end, trace, there)
+                with self._head_event(trace, self.classifier, videos=there):
                     logits = self.classifier.classify(peaks[:, -1:], end - 1, plan.context_BH)[:, 0]
-                result[there] = logits.to(result.dtype)
+                result[rows] = logits.to(result.dtype)
             if thresholds[k] <= -NEVER or k == self.exits - 1:
                 break
             if thresholds[k] < NEVER:
-                stays = (~should_exit(logits, thresholds[k], self.exit_score)).nonzero()[:, 0]
-                there, plan = there[stays], None if plan is None else plan.keep(stays)
+                stays, staying_rows = staying(logits, thresholds[k], self.exit_score)
+                there, rows = there[stays], rows[staying_rows]
+                plan = None if plan is None else plan.keep(staying_rows)
             if not len(there):
                 break
         trace.frames_used = self.glance_frames + np.asarray(self.exit_ends, dtype=np.float64)[trace.exit_step]
@@ -433,16 +433,17 @@ class UniAdaFocus(GlanceAndFocus):
         candidates: Tensor,
         glance: _Glance,
         trace: Trace,
-        there: Tensor | None,
+        there: tuple[np.ndarray, Tensor] | None,
         generator: torch.Generator | None,
     ) -> _Plan:
-        """Run the policies for the videos still there (rows of the candidates, as the glance's; None: all).
+        """Run the policies for the videos still there, which are the glance's.
 
-        They say which frames, in processing order, and which box in each.
+        They say which frames, in processing order, and which box in each. `there` are the videos' rows of the
+        candidates, on the host and on the candidates' device; None: all.
         """
         maps = glance.maps_BTDHW
-        videos = None if there is None else there.cpu().numpy()
-        there_B = torch.arange(len(candidates), device=candidates.device) if there is None else there
+        videos, rows = (None, None) if there is None else there
+        there_B = torch.arange(len(candidates), device=candidates.device) if rows is None else rows
         if self.policies.temporal == "learned":
             with trace.event("temporal policy", shape=glance.vectors_BTD.shape[1:], videos=videos):
                 weights_BT = self._weights(glance.vectors_BTD)

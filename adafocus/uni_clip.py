@@ -24,7 +24,7 @@ from adafocus.policy import scattered
 from adafocus.settings import BoxesAndFrames, Networks, tiny_networks
 from adafocus.uni_policies import InterpolationHead, SpatialPolicy, TemporalPolicy, monte_carlo_logits, size_prior
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
-from harness.contract.exits import NEVER, Score, point_thresholds, should_exit
+from harness.contract.exits import NEVER, Score, point_thresholds, staying
 from harness.contract.recognizer import Clips
 from harness.contract.trace import Trace
 from harness.layers.backbones import published
@@ -239,22 +239,21 @@ class UniClip(GlanceAndFocus):
             trace.frames_used = np.full(videos, self.frames + self.focus_frames, dtype=np.float64)
             return self._finish(clips["candidates"], maps, vectors, None, trace, None, generator)
         first = self._first_exit(vectors, trace)
-        staying = np.arange(videos)
+        stays, there = np.arange(videos), torch.arange(videos, device=first.device)
         if thresholds[0] <= -NEVER:
-            staying = staying[:0]
+            stays = stays[:0]
         elif thresholds[0] < NEVER:
-            staying = (~should_exit(first, thresholds[0], self.exit_score)).nonzero()[:, 0].cpu().numpy()
-        trace.exit_step = np.isin(np.arange(videos), staying).astype(np.int64)
+            stays, there = staying(first, thresholds[0], self.exit_score)
+        trace.exit_step = np.isin(np.arange(videos), stays).astype(np.int64)
         trace.frames_used = self.frames + self.focus_frames * trace.exit_step.astype(np.float64)
         ready = first if self.exit_head == "main" else None
-        if len(staying) == videos:
+        if len(stays) == videos:
             return self._finish(clips["candidates"], maps, vectors, ready, trace, None, generator)
-        if not len(staying):
+        if not len(stays):
             return first
-        there = torch.as_tensor(staying, device=first.device)
         rows = (there[:, None] * self.frames + torch.arange(self.frames, device=there.device)).flatten()
         ready = None if ready is None else ready[there]
-        rest = self._finish(clips["candidates"][there], maps[rows], vectors[rows], ready, trace, staying, generator)
+        rest = self._finish(clips["candidates"][there], maps[rows], vectors[rows], ready, trace, stays, generator)
         return first.index_copy(0, there, rest.to(first.dtype))
 
     def infer_exits(self, clips: Clips, *, trace: Trace) -> Tensor:

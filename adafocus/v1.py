@@ -420,9 +420,10 @@ class AdaFocusV1(GlanceAndFocus):
 
     def _look_at_kept(self, x_N3HW: Tensor, actions_BT2: Tensor, keep_BT: Tensor, trace: Trace) -> Tensor:
         """Features (B, T, D) of the kept frames' patches; zeros for the others, which are not computed."""
-        kept = keep_BT.flatten().nonzero()[:, 0]
+        places = np.flatnonzero(keep_BT.cpu().numpy())
+        kept = torch.from_numpy(places).to(keep_BT.device)
         focus_ND = torch.zeros(len(x_N3HW), self.focus.dim, device=x_N3HW.device, dtype=x_N3HW.dtype)
-        videos = (kept // keep_BT.shape[1]).cpu().numpy()
+        videos = places // keep_BT.shape[1]
         with trace.event("focus", shape=(3, *2 * (self.patch_size,)), variant=self.networks.focus, videos=videos):
             if len(kept):
                 patches = hard_crop(x_N3HW[kept], actions_BT2.flatten(0, 1)[kept], self.patch_size)

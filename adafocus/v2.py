@@ -34,7 +34,7 @@ from adafocus.settings import (
     tiny_networks,
 )
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
-from harness.contract.exits import NEVER, point_thresholds, should_exit
+from harness.contract.exits import NEVER, point_thresholds, staying
 from harness.contract.recognizer import Clips
 from harness.contract.trace import Trace
 from harness.layers.backbones import build_backbone, published
@@ -290,21 +290,22 @@ class AdaFocusV2(GlanceAndFocus):
         """Frame by frame, or `exit_every` at a time; videos that are sure leave the batch."""
         result = torch.zeros(len(frames), self.num_classes, device=frames.device, dtype=self.mean.dtype)
         trace.exit_step = np.zeros(len(frames), dtype=np.int64)
-        there, memory, start = torch.arange(len(frames), device=frames.device), _Memory(), 0
+        there, memory, start = np.arange(len(frames)), _Memory(), 0
+        rows = torch.arange(len(frames), device=frames.device)
         for k, end in enumerate(self.exit_ends):
-            trace.exit_step[there.cpu().numpy()] = k
-            actions = None if random_BT2 is None else random_BT2[there.to(random_BT2.device)]
-            peaks, memory = self._look(frames, start, end, memory, trace, there, actions)
+            trace.exit_step[there] = k
+            actions = None if random_BT2 is None else random_BT2[torch.from_numpy(there).to(random_BT2.device)]
+            peaks, memory = self._look(frames, start, end, memory, trace, (there, rows), actions)
             last, start = k == self.exits - 1, end
             if thresholds[k] >= NEVER and not last:
                 continue  # nobody leaves here, whatever the head says
-            with trace.event("head", shape=(self.classifier.width,), videos=there.cpu().numpy()):
+            with trace.event("head", shape=(self.classifier.width,), videos=there):
                 logits = self.classifier.classify(peaks[:, -1:], end - 1)[:, 0]
-            result[there] = logits.to(result.dtype)
+            result[rows] = logits.to(result.dtype)
             if thresholds[k] <= -NEVER or last:
                 break
-            stays = (~should_exit(logits, thresholds[k], self.exit_score)).nonzero()[:, 0]
-            there, memory = there[stays], memory.keep(stays)
+            stays, staying_rows = staying(logits, thresholds[k], self.exit_score)
+            there, rows, memory = there[stays], rows[staying_rows], memory.keep(staying_rows)
             if not len(there):
                 break
         trace.frames_used = np.asarray(self.exit_ends, dtype=np.float64)[trace.exit_step]
@@ -317,17 +318,19 @@ class AdaFocusV2(GlanceAndFocus):
         end: int,
         memory: _Memory,
         trace: Trace,
-        there: Tensor | None,
+        there: tuple[np.ndarray, Tensor] | None,
         random_BT2: Tensor | None,
     ) -> tuple[Tensor, _Memory]:
-        """Process the frames at steps start .. end-1 of the videos still there (rows of the batch; None: all).
+        """Process the frames at steps start .. end-1 of the videos still there.
+
+        `there` are their rows in the batch, on the host and on the frames' device; None: all.
 
         Returns the running maxima (B, end - start, H) and the memory afterwards.
         """
         steps = self.order[start:end]
-        videos = None if there is None else there.cpu().numpy()
+        videos, rows = (None, None) if there is None else there
         count: dict[str, Any] = {"videos": videos, "rows": end - start}
-        x_BT3HW = frames[:, steps] if there is None else frames[there[:, None], steps]  # copies these frames only
+        x_BT3HW = frames[:, steps] if rows is None else frames[rows[:, None], steps]  # copies these frames only
         side = self.glance_side
         with trace.event("glance", shape=(3, side, side), variant=self.networks.glance, **count):
             x_N3HW = self.normalise(x_BT3HW.flatten(0, 1))

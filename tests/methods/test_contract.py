@@ -339,6 +339,23 @@ def test_calibrated_exits_stop(method: str) -> None:
             assert metered(recognizer, clips, point.settings)[1] < full
 
 
+def test_an_exit_waits_for_the_device_once(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the decision who leaves is fetched from the device, once for each exit but the last."""
+    recognizer = shared(method)
+    if not recognizer.exits:
+        pytest.skip(f"{method} has no exits")
+    waits: list[str] = []
+
+    def watched(name: str, original: Any) -> Any:
+        return lambda self, *args: waits.append(name) or original(self, *args)
+
+    for name in ("cpu", "nonzero", "tolist", "item"):
+        monkeypatch.setattr(Tensor, name, watched(name, getattr(Tensor, name)))
+    with torch.inference_mode():  # thresholds that nobody reaches, yet somebody could
+        recognizer.infer(clips_for(recognizer), {"thresholds": [1e7] * recognizer.exits}, trace=Trace(VIDEOS))
+    assert waits == ["cpu"] * (recognizer.exits - 1)
+
+
 def test_online(method: str) -> None:
     recognizer = shared(method)
     if not recognizer.online:
