@@ -6,9 +6,10 @@
 
 The formulas are those of `torch.utils.flop_counter` (halved: it counts a multiply-accumulate as two), with
 own ones for what it lacks: fused recurrent layers, the fused attention of `nn.MultiheadAttention` in eval
-mode, matrix-vector products. What looks like a matmul and has no formula is listed in `unsupported` and
-warned about; it is never counted as free in silence. Bias, normalisation, activations, pooling, sampling
-and elementwise work count nothing: the convention of the papers (docs/measurement.md#gflops).
+mode, matrix-vector products, every kernel of scaled dot-product attention. What looks like a matmul, or comes from
+a library of its own, and has no formula is listed in `unsupported` and warned about; it is never counted as free in
+silence. `declare` gives a custom operator its formula. Bias, normalisation, activations, pooling, sampling and
+elementwise work count nothing: the convention of the papers (docs/measurement.md#gflops).
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch._ops import HigherOrderOperator
+from torch._ops import HigherOrderOperator, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
+
+from harness.errors import BenchError
 
 aten = torch.ops.aten
 Formula = Callable[[Sequence[Any], Mapping[str, Any], Any], float]
@@ -33,14 +36,70 @@ Formula = Callable[[Sequence[Any], Mapping[str, Any], Any], float]
 
 MATMUL_LIKE = re.compile(
     r"(?:^|_)(?:[a-z]*mm|matmul|v?dot|(?:add)?mv|conv(?!ert)\w*|rnn|lstm|gru|linear|attention|transformer|cdist"
-    r"|trilinear)(?:_|$)"
+    r"|trilinear|fft\w*|svd|eigh?|cholesky\w*|inverse|solve\w*|qr|ormqr|lu)(?:_|$)|^_?linalg_"
 )
 """Operator names that promise multiply-accumulates."""
-FREE = re.compile(r"_thnn_fused_|_flatten_weight|_reorder_conv")
+FREE = re.compile(
+    r"_thnn_fused_|_flatten_weight|_reorder_conv|linalg_(?:vector_norm|cross|check_errors)|fftfreq|fftshift"
+)
 """Names that match but move weights or work elementwise (the gates' matmuls are operators of their own)."""
+LIBRARIES = ("aten", "prim", "profiler", "torchvision")
+"""Torch's own."""
+KNOWN = frozenset(
+    {f"torchvision::{name}" for name in ("nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")}
+    | {name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith(LIBRARIES)}
+)
+"""Operators that count nothing unless they have a formula or a matmul-like name: those that torch came with."""
+
+Shape = tuple[int, ...]
+Shapes = tuple[Shape, ...]
 
 _running = 0
 _ever = False
+_declared: dict[str, Formula] = {}
+
+
+def declare(operator: str, formula: Formula) -> None:
+    """Say what a custom operator costs, so that a method may run it; records name it as declared.
+
+    Args:
+        operator: `library::name`, as it was defined with torch.library.
+        formula: Its MACs; `lambda args, kwargs, out: 0.0` for one that only moves or combines elements.
+
+    Raises:
+        BenchError: The operator is torch's own, or has another formula already.
+    """
+    library, _, name = operator.partition("::")
+    if not name or library in LIBRARIES:
+        raise BenchError(f"{operator}: only operators of a library of their own (`library::name`) can be declared")
+    if _declared.get(operator, formula) is not formula:
+        raise BenchError(f"{operator} has been declared with another formula")
+    _declared[operator] = formula
+    _plans.clear()
+
+
+def counted_operators() -> set[str]:
+    """`library::name` of every operator that has a formula."""
+    own = {f"aten::{packet.__name__}" for packet in (*FORMULAS, *flop_registry) if isinstance(packet, OpOverloadPacket)}
+    return own | set(_declared)
+
+
+def product(operator: str, shapes: Sequence[Shape], macs: float | None = None) -> tuple[tuple[str, Shapes], float]:
+    """One call of a counted operator: kind and number, in a form that two witnesses of the same forward agree on.
+
+    Matrix products are summed up as MACs, for torch chooses among their kernels by who watches; other operators are
+    calls by the shapes of their tensors (sorted, without dimensions of 1).
+
+    Args:
+        operator: `library::name`.
+        shapes: Of its arguments; in order, and () for what is no tensor, where `macs` is not known.
+    """
+    if operator in MATRIX_PRODUCTS:
+        if macs is None:
+            macs = MATRIX_PRODUCTS[operator]([torch.empty(shape, device="meta") for shape in shapes], {}, None)
+        return ("matrix product", ()), macs
+    squeezed = (tuple(side for side in shape if side != 1) for shape in shapes)
+    return (operator, tuple(sorted(shape for shape in squeezed if shape))), 1
 
 
 def counting() -> bool:
@@ -62,14 +121,18 @@ class MacMeter:
     Attributes:
         total: MACs so far; grows while operators run.
         by_op: MACs per operator name.
-        unsupported: Operators seen that are matmul-like and have no formula, with their number of calls;
-            where it is not empty, `total` is too small.
+        unsupported: Operators seen that are matmul-like or of an unknown library and have no formula, with their number
+            of calls; where it is not empty, `total` is too small.
+        products: What was counted, see `product`.
+        declared: Custom operators that were counted by a formula given to `declare`.
     """
 
     def __init__(self) -> None:
         self.total = 0.0
         self.by_op: defaultdict[str, float] = defaultdict(float)
         self.unsupported: Counter[str] = Counter()
+        self.products: defaultdict[tuple[str, Shapes], float] = defaultdict(float)
+        self.declared: set[str] = set()
         self._modes: list[_CountingMode] = []
 
     def __enter__(self) -> Self:
@@ -95,6 +158,9 @@ class MacMeter:
         self.total += macs
         self.by_op[name] += macs
 
+    def saw(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Called before every operator, for meters that watch more than the count."""
+
 
 class _CountingMode(TorchDispatchMode):
     """Sees every operator below autograd; composite ones (all of them in inference mode) are taken apart."""
@@ -112,32 +178,52 @@ class _CountingMode(TorchDispatchMode):
         if isinstance(func, HigherOrderOperator):
             self.meter.unsupported[str(func)] += 1
             return func(*args, **kwargs)
-        formula, composite, suspicious = _plan(func)
-        if formula is None and composite:
+        plan = _plan(func)
+        if plan.formula is None and plan.composite:
             with self:
                 return func.decompose(*args, **kwargs)
+        self.meter.saw(func, args, kwargs)
         out = func(*args, **kwargs)
-        if formula is not None:
-            self.meter.add(func._overloadpacket.__name__, formula(args, kwargs, out))
-        elif suspicious:
-            self.meter.unsupported[func._overloadpacket.__name__] += 1
+        if plan.formula is not None:
+            macs = plan.formula(args, kwargs, out)
+            if not macs >= 0:
+                raise BenchError(f"the formula of {plan.name} gives {macs} multiply-accumulates")
+            shapes = [tuple(v.shape) for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+            kind, number = product(plan.name, shapes, macs)
+            self.meter.products[kind] += number
+            if plan.name in _declared:
+                self.meter.declared.add(plan.name)
+            self.meter.add(func._overloadpacket.__name__, macs)
+        elif plan.suspicious:
+            self.meter.unsupported[plan.name] += 1
         return out
 
 
-_plans: dict[Any, tuple[Formula | None, bool, bool]] = {}
+class _Plan(NamedTuple):
+    """What is to be done with an operator."""
+
+    name: str
+    formula: Formula | None
+    composite: bool
+    """It can be taken apart into others."""
+    suspicious: bool
+    """It must not be taken for free where it has no formula."""
 
 
-def _plan(func: Any) -> tuple[Formula | None, bool, bool]:
-    """(formula, is composite, looks like a matmul) of an operator, looked up once."""
+_plans: dict[Any, _Plan] = {}
+
+
+def _plan(func: Any) -> _Plan:
+    """Looked up once for each operator."""
     if func not in _plans:
-        packet = func._overloadpacket
-        formula = FORMULAS.get(packet)
+        packet, name = func._overloadpacket, func.name().partition(".")[0]
+        formula = _declared.get(name) or FORMULAS.get(packet)
         if formula is None and packet in flop_registry:
             formula = _halved(flop_registry[packet])
         key = torch._C.DispatchKey.CompositeImplicitAutograd
         composite = key in func.py_kernels or torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
-        name = packet.__name__
-        _plans[func] = formula, composite, bool(MATMUL_LIKE.search(name)) and not FREE.search(name)
+        matmul_like = bool(MATMUL_LIKE.search(packet.__name__)) and not FREE.search(packet.__name__)
+        _plans[func] = _Plan(name, formula, composite, matmul_like or name not in KNOWN)
     return _plans[func]
 
 
@@ -153,6 +239,18 @@ def _mm(first: int) -> Formula:
         return prod(left) * (right[-1] if len(right) > 1 else 1)
 
     return macs
+
+
+def _linear(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
+    """Input (..., I), weight (O, I) or (I,)."""
+    return prod(args[0].shape) * prod(args[1].shape[:-1])
+
+
+def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
+    """(..., m, k) x (..., k, n), or (k,) on either side; leading dimensions broadcast."""
+    left, right = args[0].shape, args[1].shape
+    batch = torch.broadcast_shapes(left[:-2], right[:-2])
+    return prod(batch) * prod(left[-2:]) * (right[-1] if len(right) > 1 else 1)
 
 
 def _recurrent_layer(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
@@ -207,13 +305,31 @@ def _encoder_layer(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> 
 
 def _attention_macs(query: Sequence[int], keys: int, width: int, heads: int) -> float:
     batch, length, _ = query
-    head = (batch, heads, length, width // heads), (batch, heads, keys, width // heads)
-    projections = batch * (2 * length + 2 * keys) * width * width
-    return projections + sdpa_flop_count(head[0], head[1], head[1]) / 2
+    return batch * (2 * length + 2 * keys) * width * width + batch * 2 * length * keys * width
 
 
-FORMULAS: dict[Any, Formula] = {
-    aten.convolution: _convolution,
+def _dot_product_attention(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
+    """Query (B, H, L, E), key (B, H or fewer, S, E), value (B, H or fewer, S, V); masked pairs count as well."""
+    query, key, value = (tensor.shape for tensor in args[:3])
+    return prod(query[:3]) * key[2] * (query[3] + value[3])
+
+
+def _flash_attention(first: int) -> Formula:
+    """Query (B, L, H, E) at the place `first`, then key and value; or sequences of given lengths in a row (., H, E)."""
+    forward = flop_registry[aten._flash_attention_forward]
+    return lambda args, kwargs, out: forward(*args[first : first + 7]) / 2
+
+
+def _cudnn_attention(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
+    """As `_dot_product_attention`; or sequences of given lengths in a row, which follow the bias."""
+    if args[4] is None:
+        return _dot_product_attention(args, kwargs, out)
+    return _flash_attention(0)((*args[:3], *args[4:8]), kwargs, out)
+
+
+_MATRIX_PRODUCTS: dict[Any, Formula] = {
+    aten.linear: _linear,  # these two not taken apart: torch would choose other kernels where a mode watches
+    aten.matmul: _matmul,
     aten.mm: _mm(0),
     aten.bmm: _mm(0),
     aten.addmm: _mm(1),
@@ -228,6 +344,12 @@ FORMULAS: dict[Any, Formula] = {
     aten.addbmm: _mm(1),
     aten.addbmm_: _mm(1),
     aten._addmm_activation: _mm(1),
+}
+MATRIX_PRODUCTS = {f"aten::{packet.__name__}": formula for packet, formula in _MATRIX_PRODUCTS.items()}
+"""Formulas that need shapes only, by the operator's qualified name."""
+FORMULAS: dict[Any, Formula] = {
+    **_MATRIX_PRODUCTS,
+    aten.convolution: _convolution,
     aten.mkldnn_rnn_layer: _recurrent_layer,
     aten.mkldnn_rnn_layer_backward: _twice(_recurrent_layer),
     aten._cudnn_rnn: _cudnn_recurrent,
@@ -239,6 +361,18 @@ FORMULAS: dict[Any, Formula] = {
     aten._conv_depthwise2d: _plain_convolution,
     aten.conv_depthwise3d: _plain_convolution,
     aten._native_multi_head_attention: _attention,
+    aten._triton_multi_head_attention: _attention,
+    aten._triton_scaled_dot_attention: _dot_product_attention,
+    aten._scaled_dot_product_flash_attention: _dot_product_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu: _dot_product_attention,
+    aten._scaled_dot_product_efficient_attention: _dot_product_attention,
+    aten._scaled_dot_product_cudnn_attention: _dot_product_attention,
+    aten._scaled_dot_product_fused_attention_overrideable: _dot_product_attention,
+    aten._scaled_dot_product_attention_math_for_mps: _dot_product_attention,
+    aten._flash_attention_forward: _flash_attention(0),
+    aten._flash_attention_forward_no_dropout_inplace: _flash_attention(1),
+    aten._cudnn_attention_forward: _cudnn_attention,
+    aten._cudnn_attention_forward_no_dropout_inplace: _flash_attention(1),
     aten._transformer_encoder_layer_fwd: _encoder_layer,
 }
 """Formulas that complete torch's, correct them (gradients of grouped convolution), or are quicker to reach."""

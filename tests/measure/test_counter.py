@@ -8,9 +8,12 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.measure.counter import MacMeter, counted, counting
+from harness.errors import BenchError
+from harness.measure import counter
+from harness.measure.counter import FORMULAS, MacMeter, aten, counted, counting, declare
 
 MODES = {"inference": torch.inference_mode, "no_grad": torch.no_grad, "grad": torch.enable_grad}
 
@@ -174,7 +177,7 @@ def test_unknown_matmul_is_reported():
     x = torch.randn(3, 4)
     with pytest.warns(UserWarning, match="_trilinear"), torch.inference_mode(), MacMeter() as meter:
         bilinear(x, x)
-    assert meter.unsupported["_trilinear"] == 1
+    assert meter.unsupported["aten::_trilinear"] == 1
 
 
 def test_custom_operator_that_convolves_is_reported():
@@ -186,12 +189,120 @@ def test_custom_operator_that_convolves_is_reported():
 
 def test_cudnn_formula():
     """The operator that nn.LSTM and nn.GRU become on a GPU, by shapes alone (closed form)."""
-    from harness.measure.counter import FORMULAS, aten
-
     lstm = nn.LSTM(8, 6, num_layers=2, bidirectional=True, proj_size=3)
     x = torch.randn(5, 2, 8)
     macs = FORMULAS[aten._cudnn_rnn]((x, list(lstm.parameters())), {}, None)
     assert macs == 10 * 2 * (4 * 6 * (8 + 3) + 3 * 6 + 4 * 6 * (6 + 3) + 3 * 6)
+
+
+DENSE = [
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_attention_math_for_mps",
+    "_triton_scaled_dot_attention",
+    "_cudnn_attention_forward",
+]
+
+
+@pytest.mark.parametrize("kernel", DENSE)
+@pytest.mark.parametrize("key_heads", [6, 2])
+def test_attention_kernel_formula(kernel, key_heads):
+    """Every kernel that torch may choose, by shapes alone; also with fewer heads of keys than of queries."""
+    query, key = torch.empty(2, 6, 5, 4, device="meta"), torch.empty(2, key_heads, 7, 4, device="meta")
+    value = torch.empty(2, key_heads, 7, 3, device="meta")
+    assert FORMULAS[getattr(aten, kernel)]((query, key, value, None, None), {}, None) == 2 * 6 * 5 * 7 * (4 + 3)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "before", "between"),
+    [
+        ("_flash_attention_forward", 0, 0),
+        ("_flash_attention_forward_no_dropout_inplace", 1, 0),
+        ("_cudnn_attention_forward", 0, 1),
+        ("_cudnn_attention_forward_no_dropout_inplace", 1, 0),
+    ],
+)
+def test_attention_over_sequences_of_several_lengths(kernel, before, between):
+    """Lengths 2 and 3 attend to 4 and 1: products within each sequence only."""
+    query, key, value = torch.empty(5, 6, 4), torch.empty(5, 6, 4), torch.empty(5, 6, 3)
+    lengths = torch.tensor([0, 2, 5]), torch.tensor([0, 4, 5]), 3, 4
+    args = (*before * [query], query, key, value, *between * [None], *lengths)
+    assert FORMULAS[getattr(aten, kernel)](args, {}, None) == 6 * (2 * 4 + 3 * 1) * (4 + 3)
+
+
+def test_flash_attention_has_heads_behind_the_sequence():
+    query, key = torch.empty(2, 5, 6, 4), torch.empty(2, 7, 6, 4)
+    assert FORMULAS[aten._flash_attention_forward]((query, key, key, None, None, 5, 7), {}, None) == 2 * 6 * 5 * 7 * 8
+
+
+def test_every_attention_kernel_of_torch_is_known():
+    """Forward kernels of the installed torch: counted, taken apart, or refused; none is free."""
+    for name in torch._C._dispatch_get_all_op_names():
+        library, _, rest = name.partition("::")
+        if library == "aten" and "attention" in rest:
+            packet, _, overload = rest.partition(".")
+            plan = counter._plan(getattr(getattr(aten, packet), overload or "default"))
+            assert plan.formula is not None or plan.composite or plan.suspicious, name
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"enable_gqa": True}], ids=str)
+def test_attention_backends(backend, options, mode):
+    """What masks leave out counts as well: kernels differ in what they skip."""
+    heads = 2 if options.get("enable_gqa") else 6
+    query, key, value = torch.randn(2, 6, 5, 8), torch.randn(2, heads, 5, 8), torch.randn(2, heads, 5, 8)
+    with sdpa_kernel(backend):
+        macs = count(nn.functional.scaled_dot_product_attention, query, key, value, mode=mode, **options)
+    assert macs == 2 * 6 * 5 * 5 * (8 + 8)
+
+
+@pytest.mark.parametrize(
+    "function", [torch.linalg.inv, torch.linalg.svd, torch.linalg.qr, torch.linalg.cholesky, torch.fft.fft2], ids=str
+)
+def test_products_in_disguise_are_reported(function):
+    """Factorisations and Fourier transforms multiply, too, and have no formula."""
+    with pytest.warns(UserWarning, match="no formula"), torch.inference_mode(), MacMeter() as meter:
+        function(torch.eye(3))
+    assert meter.unsupported
+
+
+def test_norms_are_free(mode):
+    assert count(torch.linalg.vector_norm, torch.ones(3), mode=mode) == 0
+
+
+def test_operator_smuggled_into_torchs_library_is_reported():
+    library = torch.library.Library("aten", "FRAGMENT")
+    library.define("smuggled(Tensor x) -> Tensor")
+    library.impl("smuggled", lambda x: x @ x, "CPU")
+    with pytest.warns(UserWarning, match="aten::smuggled"), torch.inference_mode(), MacMeter() as meter:
+        torch.ops.aten.smuggled(torch.eye(3))
+    assert meter.unsupported["aten::smuggled"] == 1
+
+
+@pytest.mark.parametrize("macs", [-1.0, float("nan")])
+def test_impossible_formula_is_refused(macs):
+    name = f"counter_tests::impossible_{abs(macs):.0f}"
+    operator = torch.library.custom_op(name, mutates_args=())(_doubled)
+    declare(name, lambda args, kwargs, out: macs)
+    with pytest.raises(BenchError, match="multiply-accumulates"), torch.inference_mode(), MacMeter():
+        operator(torch.eye(3))
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+def test_operator_of_another_library_is_reported():
+    @torch.library.custom_op("counter_tests::harmless", mutates_args=())
+    def harmless(x: torch.Tensor) -> torch.Tensor:
+        return x @ x
+
+    with pytest.warns(UserWarning, match="counter_tests::harmless"), MacMeter() as meter:
+        harmless(torch.eye(3))
+    assert meter.unsupported["counter_tests::harmless"] == 1
 
 
 def test_process_knows_that_it_counts():
