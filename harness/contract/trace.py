@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from harness.errors import BenchError
 
 
 class EventKey(NamedTuple):
@@ -42,12 +44,18 @@ class Meter(Protocol):
 
 @dataclass
 class Trace:
-    """The record of one `infer` call on a batch of `videos` videos."""
+    """The record of one `infer` call on a batch of `videos` videos.
+
+    Whether a meter or another tool watches is none of a method's business: `meter` and `observe` are no attributes.
+
+    Args:
+        meter: Counts what runs inside events.
+        observe: Entered around every event's work, for tools that watch it.
+    """
 
     videos: int
-    meter: Meter | None = None
-    observe: Callable[[EventKey], AbstractContextManager[object]] | None = None
-    """Entered around every event's work, for tools that watch it."""
+    meter: InitVar[Meter | None] = None
+    observe: InitVar[Callable[[EventKey], AbstractContextManager[object]] | None] = None
     details: bool = False
     """Keep boxes and decisions too (costs a device synchronisation; off while timing)."""
     training_parts: bool = False
@@ -69,6 +77,12 @@ class Trace:
     accounted: dict[str, np.ndarray] = field(default_factory=dict)
     """MACs per video that the paper's accounting subtracts although they ran, by reason."""
 
+    def __post_init__(
+        self, meter: Meter | None, observe: Callable[[EventKey], AbstractContextManager[object]] | None
+    ) -> None:
+        self._meter, self._observe = meter, observe
+        self._within: EventKey | None = None
+
     @contextmanager
     def event(
         self,
@@ -89,12 +103,25 @@ class Trace:
             videos: Batch index of each video (repeats allowed, one entry per piece); None means every
                 video of the batch once.
             rows: Rows executed for each entry of `videos` (16 frames each: rows=16).
-            training_only: The part is not needed for the prediction.
+            training_only: The part is not needed for the prediction; only where `training_parts` asks for it.
+
+        Raises:
+            BenchError: Within another event, or a training-only part that nobody asked for.
         """
         key = EventKey(component, variant, tuple(int(s) for s in shape), training_only)
-        before = self.meter.total if self.meter is not None else 0.0
-        with self.observe(key) if self.observe is not None else nullcontext():
-            yield
+        if training_only and not self.training_parts:
+            raise BenchError(
+                f"{key.label()} ran in a plain evaluation; training-only parts run where trace.training_parts is set"
+            )
+        if self._within is not None:
+            raise BenchError(f"{key.label()} is inside {self._within.label()}; close one trace.event before the next")
+        before = self._meter.total if self._meter is not None else 0.0
+        self._within = key
+        try:
+            with self._observe(key) if self._observe is not None else nullcontext():
+                yield
+        finally:
+            self._within = None
         counts = self.counts.setdefault(key, np.zeros(self.videos))
         if videos is None:
             counts += rows
@@ -102,8 +129,8 @@ class Trace:
         else:
             np.add.at(counts, np.asarray(videos, dtype=np.intp), rows)
             done = float(len(videos) * rows)
-        if self.meter is not None and done:
-            self.macs.setdefault(key, []).append((self.meter.total - before, done))
+        if self._meter is not None and done:
+            self.macs.setdefault(key, []).append((self._meter.total - before, done))
 
     def note_boxes(self, label: str, steps: Sequence[int], boxes_BK4: Any, videos: Sequence[int] | None = None) -> None:
         """Keep patch boxes for the overlays, if `details` is on.

@@ -21,7 +21,7 @@ import torch
 from harness.contract.declarations import EMPTY
 from harness.contract.trace import EventKey, Trace
 from harness.errors import BenchError
-from harness.measure.counter import MacMeter
+from harness.measure.audit import audited
 
 CONSTANT = 1e-6
 """Largest relative difference between two measurements of one kind of work."""
@@ -65,8 +65,20 @@ class CostTable:
         return np.sum(list(parts.values()), axis=0) if parts else np.zeros(trace.videos)
 
     def gflops_accounted(self, trace: Trace) -> np.ndarray:
-        """GFLOPs per video by the paper's accounting: without what ran although the paper does not count it."""
-        return self.gflops(trace) - np.sum([*trace.accounted.values(), np.zeros(trace.videos)], axis=0) / GIGA
+        """GFLOPs per video by the paper's accounting: without what ran although the paper does not count it.
+
+        Raises:
+            BenchError: More than what ran is subtracted, or less than nothing.
+        """
+        executed, saved = self.gflops(trace), np.zeros(trace.videos)
+        for reason, macs in trace.accounted.items():
+            saved = saved + macs / GIGA
+            if np.any(macs < 0) or np.any(saved > executed * (1 + CONSTANT)):
+                raise BenchError(
+                    f"trace.accounted subtracts {np.max(np.abs(macs)) / GIGA:.6g} GFLOPs of a video for {reason!r}, "
+                    "more than ran or less than nothing; it holds MACs that ran and that the paper leaves out"
+                )
+        return executed - saved
 
     def components(self, trace: Trace, *, training_only: bool = False) -> dict[str, np.ndarray]:
         """Component -> executed GFLOPs per video, (videos,), in the order in which they first ran."""
@@ -104,28 +116,24 @@ def metered(
     generator: torch.Generator | None = None,
     observe: Callable[[EventKey], AbstractContextManager[object]] | None = None,
 ) -> tuple[Trace, float]:
-    """Run `infer` on one batch under a meter: the trace with its measurements, and all MACs that ran.
+    """Run `infer` on one batch under the audit: the trace with its measurements, and all MACs that ran.
 
-    `observe` is entered around every event, see `Trace`.
+    `observe` is entered around every event's work, see `Trace`.
 
     Raises:
-        BenchError: an operator ran that multiplies matrices and has no formula.
+        BenchError: see `harness.measure.audit.audited`.
     """
     device = torch.device(device) if device is not None else recognizer.mean.device
     on_device = {name: clip.to(device) for name, clip in clips.items()}
     was_training = recognizer.training
     recognizer.eval()
-    meter = MacMeter()
-    trace = Trace(_videos(clips), meter=meter, observe=observe, training_parts=training_parts)
     try:
-        with torch.inference_mode(), meter:
-            recognizer.infer(on_device, point, trace=trace, generator=generator)
+        done = audited(
+            recognizer, on_device, point, generator=generator, training_parts=training_parts, observe=observe
+        )
     finally:
         recognizer.train(was_training)
-    if meter.unsupported:
-        names = ", ".join(sorted(meter.unsupported))
-        raise BenchError(f"{type(recognizer).__name__} runs {names}: add a formula to harness/measure/counter.py")
-    return trace, meter.total
+    return done.trace, done.macs
 
 
 def measure(
@@ -149,7 +157,7 @@ def measure(
         The table and the check `{videos, max_relative_difference}` of the record.
 
     Raises:
-        BenchError: a cost per row is not constant, or more than 0.5 % of the work runs outside events.
+        BenchError: a cost per row is not constant, or the audit refuses the forward.
     """
     runs = [
         metered(recognizer, clips, point, device=device, training_parts=training_parts)

@@ -1,9 +1,14 @@
-"""Evaluation: one forward path gives logits, trace and cost; thresholds come from the calibration split."""
+"""Evaluation: one execution gives logits, trace and cost; thresholds come from the calibration split.
+
+Every forward of a test video runs under the audit (harness.measure.audit), so that accuracy, decisions and
+multiply-accumulates are of the very same run; a seeded sample of batches runs once more as it is timed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,17 +17,56 @@ from torch.utils.data import DataLoader
 
 from harness.contract.declarations import OperatingPoint
 from harness.contract.recognizer import EfficientRecognizer
-from harness.contract.trace import EventKey, Trace
+from harness.contract.trace import Trace
 from harness.data.clips import ClipDataset, collate
 from harness.errors import BenchError
+from harness.measure.audit import Audited, audited, repeat
 from harness.measure.cost_table import CostTable, metered, whole_check
 from harness.measure.metrics import metric, softmax
 from harness.plan.protocol import Protocol
 
 OVERLAY_VIDEOS = 12
 """Videos whose frames and boxes are kept for the report's picture."""
-COUNTING_TRIES = 200
-"""Videos run again, one by one, to meet a kind of work that the evaluation showed."""
+REPEATED = 2
+"""Batches of each operating point and view that run once more without a meter."""
+
+
+@dataclass
+class AuditSummary:
+    """What the audit of one operating point found, batch after batch."""
+
+    table: CostTable = field(default_factory=lambda: CostTable({}))
+    """MACs per row of every kind of work that ran."""
+    videos: int = 0
+    """Forwards of one video."""
+    worst: float = 0.0
+    """Largest relative difference of a batch between all that ran and trace x table."""
+    repeated: int = 0
+    """Forwards of one video that ran once more without a meter."""
+    host_values: float = 0.0
+    """Most values per video of a batch that left torch."""
+    declared: frozenset[str] = frozenset()
+    """Custom operators whose cost the method declared."""
+
+    def add(self, done: Audited, name: str) -> None:
+        """Take in one batch of the method `name`; raises BenchError where trace x table is not what ran."""
+        self.table = self.table.merged(CostTable.of([done.trace]))
+        check = whole_check(self.table, [(done.trace, done.macs)], name)
+        self.videos += done.trace.videos
+        self.worst = max(self.worst, check["max_relative_difference"])
+        self.host_values = max(self.host_values, done.host_values / done.trace.videos)
+        self.declared |= done.declared
+
+    def merged(self, other: AuditSummary) -> AuditSummary:
+        """Both as one; raises BenchError where a row of one kind of work cost differently."""
+        return AuditSummary(
+            self.table.merged(other.table),
+            self.videos + other.videos,
+            max(self.worst, other.worst),
+            self.repeated + other.repeated,
+            max(self.host_values, other.host_values),
+            self.declared | other.declared,
+        )
 
 
 @dataclass
@@ -34,6 +78,7 @@ class PointResult:
     """(N, C) float32, mean over views."""
     trace: Trace
     """Of all N videos together, all views added up."""
+    audit: AuditSummary
     overlay: dict[str, np.ndarray] | None = None
 
 
@@ -46,6 +91,7 @@ class Evaluator:
         protocol: Splits, views, randomness, batch.
         device: `cpu` or `cuda`.
         report: Called with a line of progress.
+        counted: Run under the audit; without it there is no cost, as for choosing an epoch while training.
     """
 
     def __init__(
@@ -56,9 +102,13 @@ class Evaluator:
         *,
         device: str = "cpu",
         report: Callable[[Mapping[str, Any]], None] = lambda _: None,
+        counted: bool = True,
     ) -> None:
         self.recognizer = recognizer.to(device).eval()
         self.videos, self.protocol, self.device, self.report = videos, protocol, device, report
+        self.counted = counted
+        self._seed = _seed(self.recognizer) if counted else 0
+        self._drawn = np.random.default_rng(self._seed)
 
     def targets(self, split: str) -> np.ndarray:
         """Class indices (N, L), padded with -1."""
@@ -93,55 +143,70 @@ class Evaluator:
             first.logits = first.logits + other.logits
             _add_counts(first.trace.counts, other.trace.counts, len(first.logits))
             _add_counts(first.trace.accounted, other.trace.accounted, len(first.logits))
+            first.audit = first.audit.merged(other.audit)
         first.logits /= 3
         return first
 
-    def cost_table(self, results: Sequence[PointResult], split: str) -> tuple[CostTable, dict[str, float]]:
-        """MACs per row of every kind of work in `results`, measured by running videos that show it.
+    def cost_table(self, results: Sequence[PointResult]) -> tuple[CostTable, dict[str, Any]]:
+        """MACs per row of every kind of work in `results`, and the check of the record (`cost.whole_check`).
 
-        Returns the table and the whole-forward check: the relative difference between all MACs that ran
-        and trace x table, on the same videos.
+        Raises:
+            BenchError: A row of one kind of work cost differently at two points, or the accounting is impossible.
         """
-        self.report({"note": "counting multiply-accumulates"})
-        runs: list[tuple[Trace, float]] = []
-        seen: set[EventKey] = set()
-        generator = self._generator()
+        audit = AuditSummary()
         for result in results:
-            counts = result.trace.counts
-            number = result.trace.videos
-            batches, tried = [sorted({0, number // 2, number - 1})], np.zeros(number)
-            while batches:
-                clips = self._clips(split, batches.pop(), result.point)
-                runs.append(
-                    metered(self.recognizer, clips, result.point.settings, device=self.device, generator=generator)
-                )
-                seen |= set(runs[-1][0].counts)
-                missing = [n > 0 for key, n in counts.items() if n.any() and key not in seen]
-                if missing and tried.sum() < COUNTING_TRIES:
-                    # a video met again may decide otherwise (drawn decisions, ties): least tried ones first
-                    video = int(np.argmax(np.sum(missing, axis=0) - number * tried))
-                    tried[video] += 1
-                    batches.append([video])
-        table = CostTable.of(trace for trace, _ in runs)
-        return table, whole_check(table, runs, type(self.recognizer).__name__)
+            audit = audit.merged(result.audit)
+        for result in results:
+            audit.table.gflops_accounted(result.trace)
+        return audit.table, {
+            "videos": audit.videos,
+            "max_relative_difference": audit.worst,
+            "repeated": {"videos": audit.repeated, "seed": self._seed},
+            "host_values": audit.host_values,
+            "declared": sorted(audit.declared),
+        }
 
     def _run_view(self, point: OperatingPoint, split: str, view: int, overlay: bool) -> PointResult:
         dataset = self._dataset(split, point, view)
         whole = Trace(len(dataset))
         logits: list[np.ndarray] = []
         kept: dict[str, list[Any]] = {}
-        generator, start = self._generator(), 0
-        for clips, samples in self._batches(dataset):
-            trace = Trace(len(samples), details=True)
-            with torch.inference_mode():
-                out = self.recognizer.infer(clips, point.settings, trace=trace, generator=generator)
+        generator, start, audit = self._generator(), 0, AuditSummary()
+        batches = -(-len(dataset) // self.protocol.eval_batch)
+        drawn = self._drawn.permutation(batches)[:REPEATED].tolist()
+        for index, (clips, samples) in enumerate(self._batches(dataset)):
+            trace, out = self._forward(clips, point, generator, audit, again=index in drawn)
             if overlay and start < OVERLAY_VIDEOS:
                 _keep(kept, clips, samples, trace, out, OVERLAY_VIDEOS - start, start)
-            logits.append(out.float().cpu().numpy())
+            logits.append(out.numpy())
             _put(whole, trace, clips, start)
             start += len(samples)
             self.report({"note": f"evaluating {point.name}", "done": start, "total": len(dataset)})
-        return PointResult(point, np.concatenate(logits), whole, _overlay(kept))
+        return PointResult(point, np.concatenate(logits), whole, audit, _overlay(kept))
+
+    def _forward(
+        self,
+        clips: Mapping[str, torch.Tensor],
+        point: OperatingPoint,
+        generator: torch.Generator | None,
+        audit: AuditSummary,
+        *,
+        again: bool,
+    ) -> tuple[Trace, torch.Tensor]:
+        """Trace and logits (B, C) of one batch, on the host; `again`: it runs once more, and must do the same."""
+        settings = point.settings
+        if not self.counted:
+            trace = Trace(len(next(iter(clips.values()))), details=True)
+            with torch.inference_mode():
+                out = self.recognizer.infer(clips, settings, trace=trace, generator=generator)
+            return trace, out.float().cpu()
+        before = None if generator is None else generator.clone_state()
+        done = audited(self.recognizer, clips, settings, generator=generator, details=True)
+        audit.add(done, type(self.recognizer).__name__)
+        if again:
+            repeat(self.recognizer, clips, settings, done, generator=before)
+            audit.repeated += done.trace.videos
+        return done.trace, done.logits
 
     def _exit_logits(self, split: str) -> np.ndarray:
         dataset = self._dataset(split, OperatingPoint("full"), 0)
@@ -180,9 +245,17 @@ class Evaluator:
         return torch.Generator(self.device).manual_seed(self.protocol.test_seed)
 
 
+def _seed(recognizer: torch.nn.Module) -> int:
+    """Out of the weights: the same whenever they are evaluated, and nothing that a method's author could know."""
+    content = hashlib.sha256()
+    for value in recognizer.state_dict().values():
+        content.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return int.from_bytes(content.digest()[:4], "big")
+
+
 def split_metric(recognizer: EfficientRecognizer, videos: Any, split: str, *, device: str) -> float:
     """The card's main metric on `split` at the default point (used for best-on-val selection)."""
-    evaluator = Evaluator(recognizer, videos, Protocol(), device=device)
+    evaluator = Evaluator(recognizer, videos, Protocol(), device=device, counted=False)
     point = next(iter(recognizer.operating_points()))
     result = evaluator.run(point, split)
     return metric(videos.card.metric)(softmax(result.logits), evaluator.targets(split))

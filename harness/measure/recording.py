@@ -49,7 +49,7 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
     points = evaluator.points()
     shown = shown_points(points)
     results = [evaluator.run(point, split, overlay=any(point is p for p in shown)) for point in points]
-    table, check = evaluator.cost_table(results, split)
+    table, check = evaluator.cost_table(results)
     targets = evaluator.targets(split)
     arrays: dict[str, np.ndarray] = {
         "ids": np.asarray([entry.id for entry in videos.splits[split]]),

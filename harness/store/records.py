@@ -64,7 +64,10 @@ EVALUATION_SCHEMA: dict[str, str] = {
     "training.threads": "int",
     "points": "list of operating points, the first is the default; see POINT_SCHEMA",
     "cost.table": "list of {component, variant, shape, training_only, macs}: measured MACs per row",
-    "cost.whole_check": "{videos, max_relative_difference}: whole-forward count against trace x table",
+    "cost.whole_check": "{videos, max_relative_difference, repeated, host_values, declared}: forwards of one video "
+    "that were metered (every one, at every point and view); of a batch, whole count against trace x table; repeated "
+    "{videos, seed}: forwards run once more without a meter, drawn with this seed; host_values: most values per video "
+    "that left torch; declared: custom operators whose formula is the method's own",
     "per_video.file": "str",
     "per_video.sha256": "str",
     "overlay.file": "str or absent",

@@ -42,7 +42,8 @@ class Halting(nn.Module):
             with trace.event("uneven", shape=(1,)):
                 self.dear(x[:1])
         if self.fault == "unknown":
-            self.bilinear(seen, seen)
+            with trace.event("bilinear", shape=(2,), rows=frames):
+                self.bilinear(seen, seen)
         return seen.mean(1)
 
 

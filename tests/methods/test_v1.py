@@ -213,9 +213,8 @@ def test_skipped_patches_are_not_computed() -> None:
     assert model.skip_policy is not None
     out_BT2 = model.skip_policy.act(maps(model))[0]
     model.skip_policy.actor.bias[0] += (out_BT2[..., 1] - out_BT2[..., 0]).median()  # about half is kept
-    trace = Trace(VIDEOS, details=True)
     with MacMeter() as meter:
-        trace.meter = meter
+        trace = Trace(VIDEOS, meter=meter, details=True)
         logits = model.infer(clip(), trace=trace)
     keep = trace.decisions["keep"]
     assert 0 < keep.sum() < keep.size
