@@ -13,6 +13,7 @@ applied; the pixel aspect ratio is not.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,31 +84,41 @@ def count_frames(path: Path | str) -> int:
         return sum(1 for _ in container.decode(stream))
 
 
-def decode(path: Path | str, indices: Sequence[int] | np.ndarray, *, template: str | None = None) -> np.ndarray:
+def decode(
+    path: Path | str,
+    indices: Sequence[int] | np.ndarray,
+    *,
+    template: str | None = None,
+    tally: Counter[str] | None = None,
+) -> np.ndarray:
     """The frames with the given numbers, uint8 (T, H, W, 3) RGB; numbers may repeat and be unordered.
+
+    `tally["frames"]` grows by the frames that were decoded on the way, wanted or not.
 
     Raises DataError naming the file where it is broken or ends before the last wanted frame.
     """
     wanted = [int(i) for i in indices]
-    found = dict(iterate(path, wanted, template=template))
+    found = dict(iterate(path, wanted, template=template, tally=tally))
     return np.stack([found[i] for i in wanted])
 
 
 def iterate(
-    path: Path | str, indices: Sequence[int], *, template: str | None = None
+    path: Path | str, indices: Sequence[int], *, template: str | None = None, tally: Counter[str] | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (number, uint8 (H, W, 3) RGB frame) for each distinct wanted number, ascending."""
+    """Yield (number, uint8 (H, W, 3) RGB frame) for each distinct wanted number, ascending; `tally` as in `decode`."""
     path = Path(path)
+    tally = Counter() if tally is None else tally
     wanted = sorted(set(indices))
     if not wanted or wanted[0] < 0:
         raise DataError(f"{path}: frame numbers must be non-negative, and at least one is needed: {wanted[:3]}")
     if path.is_dir():
         for number in wanted:
+            tally["frames"] += 1
             yield number, read_jpeg(path / (template or "{:05d}.jpg").format(number + 1))
         return
     if not path.exists():
         raise DataError(f"{path}: missing")
-    yield from _decoded(path, wanted)
+    yield from _decoded(path, wanted, tally)
 
 
 def read_jpeg(path: Path) -> np.ndarray:
@@ -137,12 +148,13 @@ def to_rgb(frame: VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray
     return np.ascontiguousarray(np.rot90(image, turn // 90)) if turn else image
 
 
-def _decoded(path: Path, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+def _decoded(path: Path, wanted: list[int], tally: Counter[str]) -> Iterator[tuple[int, np.ndarray]]:
     targets = iter(wanted)
     target: int | None = next(targets)
     number, size = -1, None
     with _opened(path) as (container, stream):
         for number, frame in enumerate(container.decode(stream)):
+            tally["frames"] += 1
             size = size or (frame.width, frame.height)
             if number == target:
                 yield number, to_rgb(frame, size)

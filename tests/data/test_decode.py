@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import av
@@ -40,6 +41,12 @@ def test_colours_and_path(tmp_path: Path, kind: dict, path: str) -> None:
     assert difference(frames, video[[0, 5]]) < 4
     for y, x in ((8, 20), (30, 20), (30, 75), (60, 50)):  # inside the fields, away from chroma edges
         assert np.abs(frames[0, y, x].astype(int) - video[0, y, x]).max() <= 5
+
+
+def test_frames_decoded_on_the_way_are_counted(tmp_path: Path) -> None:
+    file, tally = write(tmp_path / "a.mp4", picture()), Counter[str]()
+    assert len(decode(file, [0, 4], tally=tally)) == 2
+    assert tally["frames"] == 5
 
 
 def test_wrong_matrix_would_show(tmp_path: Path) -> None:
