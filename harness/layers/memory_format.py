@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+MEMORY_FORMATS = ("channels_last", "contiguous")
+
 
 def set_memory_format(model: nn.Module, memory_format: str) -> None:
     """Lay out convolution weights in place, `channels_last` or `contiguous`; 3-D ones get the 3-D variant."""
