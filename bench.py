@@ -33,7 +33,7 @@ from harness.commands.options import (
     Run,
     Sets,
     Size,
-    Timing,
+    TimingOptions,
     Videos,
     WeightsDir,
     WorkDir,
@@ -231,7 +231,7 @@ def gflops(
 def latency(
     methods: Annotated[list[str], typer.Argument(help="Methods whose finished evaluations are timed.")],
     place: Place,
-    timing: Timing,
+    timing: TimingOptions,
     as_json: Json = False,
 ) -> None:
     """Time evaluated methods on this machine, on real inputs, one after another under a machine lock."""

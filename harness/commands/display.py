@@ -65,7 +65,8 @@ class Display:
                 self.live.update(self._table(), refresh=True)
             return
         status, last = self.said.get(task.key, ("", 0.0))
-        if task.status != status or now - last > 20.0:
+        told = task.progress or task.status != "running" or not isinstance(task.spec, LatencySpec)
+        if told and (task.status != status or now - last > 20.0):  # all timings start at once; launches tell
             self.said[task.key] = (task.status, now)
             if task.status != "cached" or not isinstance(task.spec, TrainSpec):
                 self.console.print(

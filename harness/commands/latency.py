@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.commands.arguments import integers, resolve_device
-from harness.commands.options import Place, Timing
+from harness.commands.options import Place, TimingOptions
 from harness.contract.registry import method_card
 from harness.contract.values import from_mapping
 from harness.errors import FAILED, OK, BenchError, UsageError, unknown
-from harness.measure.latency import DTYPES, MEMORY_FORMATS, summary
+from harness.layers.memory_format import MEMORY_FORMATS
+from harness.layers.precision import DTYPES
+from harness.measure.launches import compile_label, summary
 from harness.measure.machine import fingerprint
-from harness.measure.points import timed_points
-from harness.plan.units import DataSpec, LatencySpec
+from harness.plan.timing import TimingPlan
+from harness.plan.units import DataSpec
 from harness.store.records import read_record, read_records
 from harness.work.scheduler import finish
 
 
-def latency(methods: Sequence[str], place: Place, timing: Timing, *, as_json: bool, command: str) -> int:
+def latency(methods: Sequence[str], place: Place, timing: TimingOptions, *, as_json: bool, command: str) -> int:
     """Time finished evaluations of `methods` in the work directory."""
     methods = [method_card(method).name for method in methods]
-    batches = integers("--batch", timing.batch)
-    if not batches:
-        raise UsageError("--batch takes at least one number")
-    if timing.dtype not in DTYPES:
-        raise unknown("dtype", timing.dtype, DTYPES)
-    if timing.memory_format not in MEMORY_FORMATS:
-        raise unknown("memory format", timing.memory_format, MEMORY_FORMATS)
+    plan = _plan(timing)
     records = [r for r in read_records([place.work_dir], "evaluation") if r.result["method"]["name"] in methods]
     missing = set(methods) - {r.result["method"]["name"] for r in records}
     if missing:
@@ -37,25 +33,15 @@ def latency(methods: Sequence[str], place: Place, timing: Timing, *, as_json: bo
         )
     device = resolve_device(place.device)
     specs = [
-        LatencySpec(
-            evaluation=record.result["key"],
-            method=record.result["method"]["name"],
-            size=record.result["method"]["size"],
+        spec
+        for record in records
+        for spec in plan.specs(
+            record.result,
             data=from_mapping(DataSpec, record.result["data"]),
-            seed=record.result["seed"],
-            point=name,
-            batch=number,
             machine=fingerprint(),
             device=device,
-            dtype=timing.dtype,
-            compile=timing.compile_mode,
-            memory_format=timing.memory_format,
-            threads=timing.threads,
-            options={"min_seconds": timing.min_seconds},
+            points=[timing.point] if timing.point else (),
         )
-        for record in records
-        for name in ([timing.point] if timing.point else timed_points(record.result["points"]))
-        for number in batches
     ]
     tasks = finish(specs, place.work_dir, device=device, command=command, force=True)
     rows = []
@@ -64,13 +50,45 @@ def latency(methods: Sequence[str], place: Place, timing: Timing, *, as_json: bo
         record = read_record(spec.folder(place.work_dir)) if task.finished else None
         row: dict[str, Any] = {"what": spec.label(), "status": task.status, "reason": task.reason}
         if record is not None:
-            row |= {"status": record.result["status"], **summary(record.result)}
+            result = record.result
+            told = {name: result[name] for name in ("disturbed", "compiled_share", "precision")}
+            row |= {"status": result["status"], **summary(result), **told}
         rows.append(row)
     if as_json:
         print(json.dumps(rows, indent=1))
     for row in () if as_json else rows:
-        told = (
-            row["reason"] or "  ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float)) or row["status"]
-        )
-        print(f"{row['what']}: {told}")
+        print(f"{row['what']}: {_told(row, timing.compile_mode)}")
     return OK if all(tasks[s.key].finished for s in specs) else FAILED
+
+
+def _plan(timing: TimingOptions) -> TimingPlan:
+    batches = integers("--batch", timing.batch)
+    if not batches:
+        raise UsageError("--batch takes at least one number")
+    if timing.dtype not in DTYPES:
+        raise unknown("dtype", timing.dtype, DTYPES)
+    if timing.memory_format not in MEMORY_FORMATS:
+        raise unknown("memory format", timing.memory_format, MEMORY_FORMATS)
+    return TimingPlan(
+        batches,
+        timing.dtype,
+        timing.compile_mode,
+        timing.memory_format,
+        timing.threads,
+        timing.min_seconds,
+        timing.launches,
+        timing.quiet_wait,
+    )
+
+
+def _told(row: Mapping[str, Any], compile: str | None) -> str:
+    """One timing as a line of text."""
+    numbers = "  ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float) and k != "compiled_share")
+    if row["reason"] or not numbers:
+        return str(row["reason"] or row["status"])
+    notes = [compile_label(compile, row["compiled_share"]), *row["disturbed"]]
+    if row["precision"]:
+        same = ", ".join(f"{k} {v:.1%}" for k, v in row["precision"]["agreement"].items() if v is not None)
+        notes.append(f"agrees with float32: {same}")
+    notes = [note for note in notes if note]
+    return numbers + (f"  ({'; '.join(notes)})" if notes else "")

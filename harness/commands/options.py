@@ -27,6 +27,9 @@ Sets = Annotated[
 Methods = Annotated[
     str | None, Option("--methods", "-m", help="Comma-separated names; NAME[setting=value,...] is a variant.")
 ]
+QuietWait = Annotated[
+    float, Option("--quiet-wait", min=0, help="Seconds that timing waits for a quiet machine, in all.")
+]
 WORK_DIR, DATA_ROOT = Path("results"), Path("data")
 
 
@@ -79,13 +82,14 @@ class Run:
     sets: Sets = None
     timeout: Annotated[float | None, Option("--timeout", min=0, help="End a job after this many seconds.")] = None
     batches: Annotated[str, Option("--batches", help="Batch sizes that are timed; empty: no latency.")] = "1,16"
+    quiet_wait: QuietWait = 60.0
     force: Annotated[bool, Option("--force", help="Do finished work again.")] = False
     keep_stale: Annotated[bool, Option("--keep-stale", help="Keep results although their code has changed.")] = False
     dry_run: Annotated[bool, Option("--dry-run", help="Show what would be done.")] = False
 
 
 @settings
-class Timing:
+class TimingOptions:
     """How `latency` times."""
 
     batch: Annotated[str, Option("--batch", help="Comma-separated batch sizes.")] = "1,16"
@@ -93,7 +97,9 @@ class Timing:
     compile_mode: Annotated[str | None, Option("--compile", help="Mode of torch.compile; eager when left out.")] = None
     memory_format: Annotated[str, Option("--memory-format", help="channels_last or contiguous.")] = "channels_last"
     threads: Annotated[int, Option("--threads", min=1, help="Torch threads.")] = 1
-    point: Annotated[
-        str | None, Option("--point", help="Operating point; the default and half cost when left out.")
-    ] = None
-    min_seconds: Annotated[float, Option("--min-seconds", min=0, help="Time spent in timed forwards, at least.")] = 1.0
+    point: Annotated[str | None, Option("--point", help="Only this operating point.")] = None
+    min_seconds: Annotated[
+        float, Option("--min-seconds", min=0, help="Time spent in timed forwards of each point and batch, at least.")
+    ] = 1.0
+    launches: Annotated[int, Option("--launches", min=1, help="Fresh processes that each time everything.")] = 3
+    quiet_wait: QuietWait = 60.0

@@ -19,8 +19,9 @@ from harness.data.cards import SIZES
 from harness.errors import FAILED, OK, UsageError, unknown
 from harness.plan.overrides import parse_sets
 from harness.plan.planner import Cell
-from harness.plan.request import Request, Timing, resolve
+from harness.plan.request import Request, resolve
 from harness.plan.suites import SUITES, cells, suite
+from harness.plan.timing import TimingPlan
 from harness.store.records import read_record
 from harness.work.execution import Outcome, execute
 from harness.work.scheduler import Scheduler
@@ -83,7 +84,9 @@ def request(asked: Run, place: Place, videos: Videos, parts: Parts, command: str
         weights_dir=asked.weights_dir,
         protocol=protocol if parts.limit is None else replace(protocol, limit=parts.limit),
         overrides=overrides,
-        timing=Timing(batches=integers("--batches", asked.batches), threads=protocol.threads),
+        timing=TimingPlan(
+            batches=integers("--batches", asked.batches), threads=protocol.threads, quiet_wait_s=asked.quiet_wait
+        ),
         device=device,
         jobs=asked.jobs or (1 if device == "cuda" else max(1, _cores() // protocol.threads)),
         folds=asked.folds,

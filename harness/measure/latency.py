@@ -1,5 +1,8 @@
 """Latency of `infer` on real inputs: host wall clock and device events of the same runs, raw samples kept.
 
+    with prepared(recognizer, device="cuda", dtype="bfloat16", compile="default") as device:
+        measured = measure_latency(recognizer, batches, point_settings, device=device)
+
 One forward of one batch is one sample. The batches are real videos, since easy and hard ones differ for
 a method that adapts; they are run round after round, each equally often, until both a number of
 forwards and a time are reached. Loading a batch onto the device is timed apart. Nothing is retried: a
@@ -15,7 +18,9 @@ import contextlib
 import gc
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,14 +36,18 @@ from harness.contract.trace import Trace
 from harness.data.clips import ClipDataset, collate
 from harness.data.decode import decode
 from harness.data.videos import VideoSet
-from harness.errors import BenchError, UsageError
-from harness.layers.memory_format import set_memory_format
-from harness.measure.machine import conditions, fingerprint, machine
+from harness.errors import BenchError, UsageError, unknown
+from harness.layers.heavy import Call, wrapped
+from harness.layers.memory_format import MEMORY_FORMATS, set_memory_format
+from harness.layers.precision import DTYPES, in_precision
+from harness.measure.machine import OthersMeter, conditions, fingerprint, machine, slowed
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MEMORY_FORMATS = ("channels_last", "contiguous")
 PHASES = ("decode", "transform", "transfer", "model")
 GPU_WARMUP_S = 0.5
+PEAK_BATCHES = 4
+"""Batches whose peak memory is measured: those for which most was executed."""
+RECOMPILATIONS = 256
+"""Of one network in one process, at most: each number of frames, batch size and number of videos left is a shape."""
 
 
 @dataclass
@@ -49,7 +58,73 @@ class Samples:
     device_s: list[float] | None = None
     transfer_s: list[float] = field(default_factory=list)
     traces: list[Trace] = field(default_factory=list)
+    """A trace of each forward's work: of an untimed forward of the same batch, unless decisions are drawn."""
+    outputs: dict[int, Output] = field(default_factory=dict)
+    """Batch -> what its last timed forward said."""
     warmup: int = 0
+    others: float | None = None
+    """Share of the processor that other processes took meanwhile."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward said of its videos."""
+
+    logits: Tensor
+    """(B, C)."""
+    exit_step: np.ndarray | None
+    """(B,); None for a method without exits."""
+
+
+class _Unrecorded(Trace):
+    """A trace that counts nothing: the harness's bookkeeping is not the method's work."""
+
+    def event(self, *args: Any, **kwargs: Any) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        return _NOTHING
+
+
+_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+Forward = Callable[[Clips, Trace], Tensor]
+
+
+@contextlib.contextmanager
+def prepared(
+    recognizer: EfficientRecognizer,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    compile: str | None = None,
+    memory_format: str = "channels_last",
+) -> Iterator[torch.device]:
+    """The recognizer on `device`, in eval mode, computing as it is to be timed; its weights are restored at the end.
+
+    Args:
+        recognizer: With its weights.
+        device: `cpu`, `cuda`, `cuda:N`.
+        dtype: Other than float32: the heavy networks' weights are converted once, the rest stays in float32
+            (harness.layers.precision).
+        compile: Mode of `torch.compile` for the heavy networks (`default`, `reduce-overhead`, `max-autotune`), whole:
+            what torch cannot compile is an error; None runs eagerly.
+        memory_format: Of the weights.
+
+    Raises:
+        UsageError: unknown dtype or memory format, no such device.
+    """
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    if memory_format not in MEMORY_FORMATS:
+        raise unknown("memory format", memory_format, MEMORY_FORMATS)
+    target = torch.device(device)
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA device is usable here; `bench.py doctor` says why, --device cpu times the CPU")
+    recognizer.to(target).eval()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(in_precision(recognizer, dtype))
+        set_memory_format(recognizer, memory_format)
+        if compile is not None:
+            stack.enter_context(torch._dynamo.config.patch(recompile_limit=RECOMPILATIONS))
+            stack.enter_context(wrapped(recognizer, lambda call: _compiled(call, compile)))
+        yield target
 
 
 def measure_latency(
@@ -58,56 +133,62 @@ def measure_latency(
     point_settings: Mapping[str, Any] = EMPTY,
     *,
     device: str | torch.device = "cpu",
-    dtype: str = "float32",
-    compile: str | None = None,
-    memory_format: str = "channels_last",
     min_iterations: int = 20,
     min_seconds: float = 1.0,
     warmup: int = 5,
     gflops: Callable[[Trace], np.ndarray] | None = None,
-) -> dict[str, Any]:
-    """Time `recognizer.infer` on `batches`; the recognizer is left on `device` in eval mode.
+    test_seed: int | None = None,
+    memory: bool = True,
+) -> tuple[dict[str, Any], list[Output]]:
+    """Time `recognizer.infer` on `batches`.
 
     Args:
-        recognizer: With its weights.
+        recognizer: `prepared`.
         batches: Collated real inputs on the host, uint8 (B, T, 3, H, W) per request.
         point_settings: Settings of the operating point.
-        device: `cpu`, `cuda`, `cuda:N`.
-        dtype: Other than float32: autocast (weights stay float32, as in evaluation).
-        compile: Mode of `torch.compile` for the recognizer's own modules (`default`,
-            `reduce-overhead`, `max-autotune`); None runs eagerly.
-        memory_format: Of the weights.
+        device: Where the recognizer is.
         min_iterations: Timed forwards, at least; whole rounds over all batches are run.
         min_seconds: Time spent in timed forwards, at least.
         warmup: Untimed forwards before, at least; every batch is seen once, and a GPU works for
             `GPU_WARMUP_S`.
         gflops: Executed GFLOPs per video (B,) of a trace (from the cost table).
+        test_seed: Of the generator that decisions are drawn from; None: the likeliest are taken.
+        memory: Measure the peak memory too.
 
     Returns:
-        The measured fields of `harness.store.records.LATENCY_SCHEMA`: status, wall_s, device_s, videos, gflops,
-        phases_s (transfer and model, seconds per video), peak_memory_bytes, warmup, dtype, compile,
-        memory_format, threads, device. Where memory ran out the lists are empty.
+        The fields of `harness.store.records.LATENCY_SCHEMA` that one launch measures (status, wall_s, device_s,
+        videos, gflops, phases_s of transfer and model, peak_memory_bytes), and of an entry of its `launches`:
+        warmup, others, slowed, clocks. Where memory ran out the lists are empty. And what the last timed forward of
+        each batch said.
 
     Raises:
-        UsageError: unknown dtype or memory format, no batches, no such device.
+        UsageError: no batches, or fewer than no seconds.
         BenchError: a counter (any torch dispatch mode) is active in this thread.
     """
-    target = _check(batches, device, dtype, memory_format)
+    if not batches:
+        raise UsageError("no batches to time; the split is empty or --limit is 0")
+    if min_seconds < 0 or min_iterations < 1:
+        raise UsageError(f"{min_seconds:g} s and {min_iterations} forwards: a timing takes at least 0 s and 1 forward")
+    if _get_current_dispatch_mode() is not None:
+        raise BenchError("a counter is active: count multiply-accumulates in another process than timing")
+    target = torch.device(device)
     before = device_conditions(target)
-    with _prepared(recognizer, target, compile, memory_format):
-        forward = _forward(recognizer, point_settings, target, dtype)
-        try:
-            samples = _time(forward, batches, target, min_iterations, min_seconds, warmup)
-            peak = _peak_memory(forward, recognizer, batches, target)
-            status = "ok"
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            samples, peak, status = Samples(device_s=[] if target.type == "cuda" else None), None, "out of memory"
+    forward = _forward(recognizer, point_settings, target, test_seed)
+    try:
+        samples = _time(forward, batches, target, min_iterations, min_seconds, warmup, drawn=test_seed is not None)
+        after = _working_conditions(forward, batches[0], target)
+        heaviest = sorted(range(len(batches)), key=lambda i: -_rows(samples.traces[i]))[:PEAK_BATCHES]
+        peak = _peak_memory(forward, recognizer, [batches[i] for i in heaviest], target) if memory else None
+        status = "ok"
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        samples, peak, status = Samples(device_s=[] if target.type == "cuda" else None), None, "out of memory"
     if status != "ok":
         release(target)
+        after = device_conditions(target)
     videos = [trace.videos for trace in samples.traces]
-    return {
+    measured = {
         "status": status,
         "wall_s": samples.wall_s,
         "device_s": samples.device_s,
@@ -116,12 +197,11 @@ def measure_latency(
         "phases_s": _model_phases(samples, sum(videos)),
         "peak_memory_bytes": peak,
         "warmup": samples.warmup,
-        "dtype": dtype,
-        "compile": compile,
-        "memory_format": memory_format,
-        "threads": torch.get_num_threads(),
-        "device": {**describe(target), "clocks": {"before": before, "after": device_conditions(target)}},
+        "others": samples.others,
+        "slowed": slowed(before, after),
+        "clocks": {"before": before, "after": after},
     }
+    return measured, [samples.outputs[i] for i in sorted(samples.outputs)]
 
 
 def phases(
@@ -132,24 +212,22 @@ def phases(
     point_settings: Mapping[str, Any] = EMPTY,
     *,
     device: str | torch.device = "cpu",
-    batch: int = 1,
     count: int = 8,
 ) -> dict[str, Any]:
-    """Where the time of a video goes from file to logits, for `count` videos spread over `split`.
+    """Where the time of a video goes from file to logits, for `count` videos spread over `split`, one by one.
 
-    Nothing comes from a cache: every video is decoded again. The first batch is a warm-up of all phases.
+    Nothing comes from a cache: every video is decoded again. The first one is a warm-up of all phases.
 
     Returns:
         `phases_s`: decode, transform (resize, crop, collate), transfer and model, mean seconds per video;
-        `frames_decoded`: distinct frames asked of the decoder per video.
+        `frames_decoded`: frames that the decoder decoded per video to reach those that were asked for.
     """
     target = torch.device(device)
     dataset = ClipDataset(videos, split, requests, train=False, seed=0, cache_bytes=0)
     chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
-    groups = [chosen[i : i + batch] for i in range(0, len(chosen), batch)]
-    forward = _forward(recognizer.to(target).eval(), point_settings, target, "float32")
-    _loaded_forward(dataset, groups[0], forward, target)
-    runs = [_loaded_forward(dataset, group, forward, target) for group in groups]
+    forward = _forward(recognizer.to(target).eval(), point_settings, target, None)
+    _loaded_forward(dataset, chosen[0], forward, target)
+    runs = [_loaded_forward(dataset, index, forward, target) for index in chosen]
     return {
         "phases_s": {name: sum(run[name] for run in runs) / len(chosen) for name in PHASES},
         "frames_decoded": sum(run["frames"] for run in runs) / len(chosen),
@@ -173,27 +251,19 @@ def describe(device: str | torch.device) -> dict[str, Any]:
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
             "tf32_convolution": torch.backends.cudnn.allow_tf32,
             "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+            "deterministic": torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic,
         }
     return facts
 
 
 def device_conditions(device: torch.device) -> dict[str, Any]:
     """Clocks, load and temperature now."""
-    if device.type != "cuda":
-        return conditions()
-    return conditions(gpu=f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    return conditions(gpu=gpu_id(device))
 
 
-def summary(measured: Mapping[str, Any], *, resamples: int = 1000, seed: int = 0) -> dict[str, float]:
-    """Median with its 95 % bootstrap interval, p90, p95, p99 (ms per batch) and videos per second."""
-    wall = np.asarray(measured["wall_s"], dtype=np.float64)
-    if not wall.size:
-        return {}
-    draws = np.random.default_rng(seed).choice(wall, (resamples, wall.size))
-    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
-    marks = dict(zip(("median", "p90", "p95", "p99"), np.quantile(wall, (0.5, 0.9, 0.95, 0.99)), strict=True))
-    times = {f"{name}_ms": 1e3 * float(value) for name, value in {**marks, "low": low, "high": high}.items()}
-    return {**times, "videos_per_s": float(np.sum(measured["videos"]) / wall.sum())}
+def gpu_id(device: torch.device) -> str | None:
+    """The identity by which nvidia-smi knows a GPU; None for another device."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
 
 
 def release(device: torch.device) -> None:
@@ -211,124 +281,114 @@ def to_device(clips: Clips, device: torch.device) -> dict[str, Tensor]:
     return moved
 
 
-def _loaded_forward(
-    dataset: ClipDataset, indices: Sequence[int], forward: Callable[[Clips], Trace], device: torch.device
-) -> dict[str, float]:
-    """Seconds of each phase for one batch from file to logits, and the distinct frames it decoded."""
+def _loaded_forward(dataset: ClipDataset, index: int, forward: Forward, device: torch.device) -> dict[str, float]:
+    """Seconds of each phase for one video from file to logits, and the frames that its decoder decoded."""
     marks = [time.perf_counter()]
-    items = [dataset[i] for i in indices]
-    clips = collate(items)["inputs"]
+    item = dataset[index]
+    clips = collate([item])["inputs"]
     marks.append(time.perf_counter())
     moved = to_device(clips, device)
     marks.append(time.perf_counter())
-    forward(moved)
+    forward(moved, Trace(1))
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
     marks.append(time.perf_counter())
-    wanted = [sorted(set().union(*item["data_samples"].metainfo["frame_indices"].values())) for item in items]
-    for i, frames in zip(indices, wanted, strict=True):
-        decode(dataset.entries[i].path, frames, template=dataset.card.template)
+    wanted = sorted(set().union(*item["data_samples"].metainfo["frame_indices"].values()))
+    tally: Counter[str] = Counter()
+    decode(dataset.entries[index].path, wanted, template=dataset.card.template, tally=tally)
     marks.append(time.perf_counter())
     loading, transfer, model, decoding = np.diff(marks).tolist()
     phases_s = dict(zip(PHASES, (decoding, max(0.0, loading - decoding), transfer, model), strict=True))
-    return {**phases_s, "frames": float(sum(map(len, wanted)))}
+    return {**phases_s, "frames": float(tally["frames"])}
 
 
-def _check(batches: Sequence[Clips], device: str | torch.device, dtype: str, memory_format: str) -> torch.device:
-    if dtype not in DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    if memory_format not in MEMORY_FORMATS:
-        raise UsageError(f"unknown memory format {memory_format!r}; known: {', '.join(MEMORY_FORMATS)}")
-    if not batches:
-        raise UsageError("no batches to time; the split is empty or --limit is 0")
-    if _get_current_dispatch_mode() is not None:
-        raise BenchError("a counter is active: count multiply-accumulates in another process than timing")
-    target = torch.device(device)
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("no CUDA device is usable here; `bench.py doctor` says why, --device cpu times the CPU")
-    return target
-
-
-@contextlib.contextmanager
-def _prepared(
-    model: EfficientRecognizer, device: torch.device, compile: str | None, memory_format: str
-) -> Iterator[None]:
-    model.to(device).eval()
-    set_memory_format(model, memory_format)
-    children = list(model.children()) if compile else []
-    for child in children:
-        child.compile(mode=compile)
-    try:
-        yield
-    finally:
-        for child in children:
-            child._compiled_call_impl = None
+def _compiled(call: Call, mode: str) -> Call:
+    compiled: Call = torch.compile(call, mode=mode, fullgraph=True)
+    return compiled
 
 
 def _forward(
-    recognizer: EfficientRecognizer, settings: Mapping[str, Any], device: torch.device, dtype: str
-) -> Callable[[Clips], Trace]:
-    def forward(clips: Clips) -> Trace:
-        trace = Trace(next(iter(clips.values())).shape[0])
-        with torch.inference_mode(), torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
-            recognizer.infer(clips, settings, trace=trace)
-        return trace
+    recognizer: EfficientRecognizer, settings: Mapping[str, Any], device: torch.device, test_seed: int | None
+) -> Forward:
+    generator = None if test_seed is None else torch.Generator(device).manual_seed(test_seed)
+
+    def forward(clips: Clips, trace: Trace) -> Tensor:
+        with torch.inference_mode():
+            return recognizer.infer(clips, settings, trace=trace, generator=generator)
 
     return forward
 
 
 def _time(
-    forward: Callable[[Clips], Trace],
+    forward: Forward,
     batches: Sequence[Clips],
     device: torch.device,
     min_iterations: int,
     min_seconds: float,
     warmup: int,
+    *,
+    drawn: bool,
 ) -> Samples:
     samples = Samples(device_s=[] if device.type == "cuda" else None)
-    samples.warmup = _warm_up(forward, batches, device, warmup)
+    traces = _warm_up(forward, batches, device, warmup)
+    samples.warmup = len(traces)
     timed = _timed_cuda if device.type == "cuda" else _timed_host
     with _no_garbage_collection():
+        others = OthersMeter()
         while len(samples.wall_s) < min_iterations or sum(samples.wall_s) < min_seconds:
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 began = time.perf_counter()
                 clips = to_device(batch, device)
                 samples.transfer_s.append(time.perf_counter() - began if device.type == "cuda" else 0.0)
-                timed(forward, clips, device, samples)
+                trace = (Trace if drawn else _Unrecorded)(_videos(clips))
+                logits = timed(forward, clips, trace, device, samples)
+                samples.traces.append(trace if drawn else traces[number])
+                samples.outputs[number] = Output(logits.clone(), trace.exit_step)  # a CUDA graph writes there again
+        samples.others = others.share()
     return samples
 
 
-def _warm_up(forward: Callable[[Clips], Trace], batches: Sequence[Clips], device: torch.device, least: int) -> int:
-    """Untimed forwards: `least`, each batch once, and on a GPU until its clocks are up; returns how many."""
-    began, done = time.perf_counter(), 0
+def _warm_up(forward: Forward, batches: Sequence[Clips], device: torch.device, least: int) -> list[Trace]:
+    """Untimed forwards: `least`, each batch once, and on a GPU until its clocks are up; their traces."""
+    began, traces = time.perf_counter(), list[Trace]()
     seconds = GPU_WARMUP_S if device.type == "cuda" else 0.0
-    while done < max(least, len(batches)) or time.perf_counter() - began < seconds:
-        clips = to_device(batches[done % len(batches)], device)
-        forward(clips)
-        done += 1
-    return done
+    while len(traces) < max(least, len(batches)) or time.perf_counter() - began < seconds:
+        clips = to_device(batches[len(traces) % len(batches)], device)
+        traces.append(Trace(_videos(clips)))
+        forward(clips, traces[-1])
+    return traces
 
 
-def _timed_host(forward: Callable[[Clips], Trace], clips: Clips, device: torch.device, samples: Samples) -> None:
+def _timed_host(forward: Forward, clips: Clips, trace: Trace, device: torch.device, samples: Samples) -> Tensor:
     began = time.perf_counter()
-    trace = forward(clips)
+    logits = forward(clips, trace)
     samples.wall_s.append(time.perf_counter() - began)
-    samples.traces.append(trace)
+    return logits
 
 
-def _timed_cuda(forward: Callable[[Clips], Trace], clips: Clips, device: torch.device, samples: Samples) -> None:
+def _timed_cuda(forward: Forward, clips: Clips, trace: Trace, device: torch.device, samples: Samples) -> Tensor:
     """The stream is idle before; waiting for the closing event is the only synchronisation of ours."""
     stream = torch.cuda.current_stream(device)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     began = time.perf_counter()
     start.record(stream)
-    trace = forward(clips)
+    logits = forward(clips, trace)
     end.record(stream)
     end.synchronize()
     samples.wall_s.append(time.perf_counter() - began)
     assert samples.device_s is not None
     samples.device_s.append(start.elapsed_time(end) / 1e3)
-    samples.traces.append(trace)
+    return logits
+
+
+def _working_conditions(forward: Forward, batch: Clips, device: torch.device) -> dict[str, Any]:
+    """`device_conditions` while the device works, after the timed forwards: at rest a GPU lowers its clocks at once."""
+    clips = to_device(batch, device)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(device_conditions, device)
+        while device.type == "cuda" and not found.done():
+            forward(clips, _Unrecorded(_videos(clips)))
+        return found.result()
 
 
 @contextlib.contextmanager
@@ -345,21 +405,22 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _peak_memory(
-    forward: Callable[[Clips], Trace], recognizer: EfficientRecognizer, batches: Sequence[Clips], device: torch.device
+    forward: Forward, recognizer: EfficientRecognizer, batches: Sequence[Clips], device: torch.device
 ) -> int:
-    """Most bytes of tensors alive at once, weights and one batch included, over one more round."""
+    """Most bytes of tensors alive at once, weights and one batch included, over one more forward of each batch."""
     return max(_peak_of(forward, recognizer, batch, device) for batch in batches)
 
 
 def _peak_of(
-    forward: Callable[[Clips], Trace], recognizer: EfficientRecognizer, batch: Clips, device: torch.device
+    forward: Forward, recognizer: EfficientRecognizer, batch: Clips, device: torch.device
 ) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        forward(to_device(batch, device))
+        forward(to_device(batch, device), _Unrecorded(_videos(batch)))
         return int(torch.cuda.max_memory_allocated(device))
     resident = [*recognizer.parameters(), *recognizer.buffers(), *batch.values()]
-    return sum(t.numel() * t.element_size() for t in resident) + _peak_host_allocation(lambda: forward(batch))
+    peak = _peak_host_allocation(lambda: forward(batch, _Unrecorded(_videos(batch))))
+    return sum(t.numel() * t.element_size() for t in resident) + peak
 
 
 def _peak_host_allocation(work: Callable[[], Any]) -> int:
@@ -377,3 +438,12 @@ def _model_phases(samples: Samples, videos: int) -> dict[str, float]:
     if not videos:
         return {}
     return {"transfer": sum(samples.transfer_s) / videos, "model": sum(samples.wall_s) / videos}
+
+
+def _rows(trace: Trace) -> float:
+    """Rows of all kinds of work that a forward executed."""
+    return float(sum(rows.sum() for rows in trace.counts.values()))
+
+
+def _videos(clips: Clips) -> int:
+    return int(next(iter(clips.values())).shape[0])

@@ -158,9 +158,12 @@ def _chrome_trace(forward: Callable[[], object], device: torch.device, path: Pat
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("wb").close()  # the profiler does not say where it could not write
     except OSError as error:
         raise BenchError(f"cannot write {path}: {error.strerror}; choose another --out") from error
     with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
         forward()
     profiler.export_chrome_trace(str(path))
+    if not path.stat().st_size:
+        raise BenchError(f"cannot write {path}: the disk may be full; choose another --out")
     return path

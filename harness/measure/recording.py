@@ -14,24 +14,19 @@ import torch
 
 from harness.contract.registry import method_card
 from harness.contract.values import digest, from_mapping
-from harness.data.clips import ClipDataset, collate
 from harness.errors import BenchError
 from harness.measure.cost_table import CostTable
 from harness.measure.evaluation import Evaluator, PointResult
-from harness.measure.machine import machine_lock
 from harness.measure.metrics import evaluate, reported
 from harness.measure.points import shown_points
 from harness.measure.provenance import provenance
 from harness.plan.building import build_recognizer
 from harness.plan.protocol import Protocol
-from harness.plan.units import EvalSpec, LatencySpec
+from harness.plan.units import EvalSpec
 from harness.store import artifacts, sources
-from harness.store.records import Record, commit_record, read_record
-from harness.store.work_dir import record_folder
+from harness.store.records import Record, commit_record
 
 Report = Callable[[Mapping[str, Any]], None]
-TIMED_VIDEOS = 64
-"""Real test videos that are timed, spread over the whole split."""
 
 
 def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: str, report: Report) -> Record:
@@ -77,70 +72,6 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
         "sources": made_with,
     }
     return commit_record(spec.folder(work_dir), result, per_video=arrays, overlay=overlay)
-
-
-def record_latency(spec: LatencySpec, work_dir: Path, *, command: str, report: Report) -> Record:
-    """Time one operating point on this machine, alone, and commit the record of `spec`."""
-    from harness.measure.latency import measure_latency, phases  # else every evaluation would rest on its sources
-
-    evaluation = read_record(record_folder(work_dir, "evaluation", spec.evaluation))
-    if evaluation is None:
-        raise BenchError(f"evaluation {spec.evaluation} is not in {work_dir}; run it before timing it")
-    recorded = evaluation.result
-    point = next((p for p in recorded["points"] if p["name"] == spec.point), None)
-    if point is None:
-        raise BenchError(
-            f"{spec.method} has no operating point {spec.point!r}; it has {[p['name'] for p in recorded['points']]}"
-        )
-    recognizer = build_recognizer(spec.method, recorded["method"]["settings"])
-    checkpoint = recorded["checkpoint"]
-    state = artifacts.read_weights(checkpoint) if checkpoint else artifacts.load_state(work_dir, recorded["artifact"])
-    artifacts.load_into(recognizer, state)
-    made_with = sources.loaded([recorded["sources"]])
-    split = _protocol(recorded["protocol"]).test_split
-    requests = recognizer.clip_requests(point["settings"])
-    videos = spec.data.open()
-    dataset = ClipDataset(videos, split, requests, train=False, seed=0)
-    count = -(-max(TIMED_VIDEOS, 2 * spec.batch) // spec.batch) * spec.batch  # videos repeat where there are fewer
-    items = [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, count).round()]
-    table = CostTable.from_rows(recorded["cost"]["table"])
-    with machine_lock(work_dir, on_wait=lambda text: report({"note": text})):
-        report({"note": "timing"})
-        batches = [collate(items[i : i + spec.batch])["inputs"] for i in range(0, count, spec.batch)]
-        measured = measure_latency(
-            recognizer,
-            batches,
-            point["settings"],
-            device=spec.device,
-            dtype=spec.dtype,
-            compile=spec.compile,
-            memory_format=spec.memory_format,
-            gflops=table.gflops,
-            **spec.options,
-        )
-        parts: dict[str, Any] = {"phases_s": {}, "frames_decoded": 0.0}
-        if measured["status"] == "ok":
-            parts = phases(
-                recognizer, videos, split, requests, point["settings"],
-                device=spec.device, batch=spec.batch, count=max(8, spec.batch),
-            )  # fmt: skip
-    result = {
-        **measured,
-        "phases_s": {**parts["phases_s"], **measured["phases_s"]},
-        "frames_decoded": parts["frames_decoded"],
-        "kind": "latency",
-        "key": spec.key,
-        "created": _now(),
-        "evaluation": spec.evaluation,
-        "method": {"name": spec.method, "size": spec.size},
-        "dataset": {"name": recorded["dataset"]["name"], "fingerprint": recorded["dataset"]["fingerprint"]},
-        "seed": spec.seed,
-        "point": spec.point,
-        "batch": spec.batch,
-        "provenance": provenance(shlex.split(command)),
-        "sources": made_with,
-    }
-    return commit_record(spec.folder(work_dir), result)
 
 
 def _point(

@@ -14,20 +14,8 @@ from harness.errors import UsageError, unknown
 from harness.plan.overrides import Overrides
 from harness.plan.planner import Cell, Planner, check_overrides
 from harness.plan.protocol import Protocol
+from harness.plan.timing import TimingPlan
 from harness.plan.units import DataSpec
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Which latencies are measured after the evaluations."""
-
-    batches: tuple[int, ...] = (1, 16)
-    """Empty: none."""
-    dtype: str = "float32"
-    compile: str | None = None
-    memory_format: str = "channels_last"
-    threads: int = 1
-    min_seconds: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +30,7 @@ class Request:
     data_root: Path
     protocol: Protocol = field(default_factory=Protocol)
     overrides: Overrides = field(default_factory=Overrides)
-    timing: Timing = field(default_factory=Timing)
+    timing: TimingPlan = field(default_factory=TimingPlan)
     weights_dir: Path | None = None
     device: str = "cpu"
     jobs: int = 1

@@ -193,11 +193,20 @@ class LatencySpec:
     memory_format: str = "channels_last"
     threads: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+    """min_seconds (over all launches) and launches."""
+    quiet_wait_s: float = 0.0
+    """How long a quiet machine is waited for; what is timed does not depend on it."""
 
     @cached_property
     def key(self) -> str:
         """Hash of everything the record depends on, the machine included."""
-        return digest({k: v for k, v in asdict(self).items() if k not in ("data", "method", "size")})
+        left_out = ("data", "method", "size", "quiet_wait_s")
+        return digest({k: v for k, v in asdict(self).items() if k not in left_out})
+
+    @property
+    def setup(self) -> tuple[Any, ...]:
+        """What one process times: an evaluated model as it computes."""
+        return self.evaluation, self.device, self.dtype, self.compile, self.memory_format, self.threads
 
     @property
     def needs(self) -> tuple[str, ...]:

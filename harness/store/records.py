@@ -113,16 +113,29 @@ LATENCY_SCHEMA: dict[str, str] = {
     "compile": "str or null",
     "memory_format": "str",
     "threads": "int",
-    "device": "dict: name, kind (cpu or cuda), fingerprint, driver, clocks",
+    "compiled_share": "float or null (eager): share of the executed multiply-accumulates in what is compiled",
+    "precision": "null (float32) or {videos, agreement, metrics}: evaluation in `dtype`; agreement with the float32 "
+    "record as shares: top1, exits, decisions, boxes (within a pixel, on the timed videos), null where there are none; "
+    "metrics: dict name -> {value, low, high}",
+    "options": "dict: min_seconds (in timed forwards, over all launches), launches",
+    "device": "dict: name, kind (cpu or cuda), fingerprint, driver, clocks (before the first launch, after the last), "
+    "kernels (cuda: cudnn, cudnn_benchmark, tf32_convolution, tf32_matmul, deterministic)",
     "status": "'ok' or 'out of memory'",
     "wall_s": "list of float, host wall clock of each timed forward of one batch, in order",
+    "launches": "list, one per process that timed: {forwards (so many of wall_s, in order), warmup, others (share of "
+    "the cores' time that other processes took, or null), gpu_others (share of the GPU's time before it, or null), "
+    "slowed (list of str, what held the clocks down), clocks {before, after: while the device worked}}",
+    "disturbed": "list of str, what disturbed the timing; empty where nothing is known to have done so",
+    "outputs": "null (decisions are drawn, several views) or {videos, differing, exits, largest}: timed forwards "
+    "against the evaluation, of the launch that differs most: videos whose logits or exit differ, those whose exit "
+    "does, largest difference of a logit",
     "device_s": "list of float or null, the same by device events",
     "videos": "list of int, videos in each timed batch",
     "gflops": "list of float, executed GFLOPs of each timed batch",
     "phases_s": "dict decode/transform/transfer/model -> seconds per video (mean)",
-    "frames_decoded": "float per video",
+    "frames_decoded": "float per video, frames decoded to reach those that were asked for",
     "peak_memory_bytes": "int or null",
-    "warmup": "int",
+    "warmup": "int, untimed forwards before, of all launches",
     "provenance": "dict",
     "sources": "dict module -> hash",
 }

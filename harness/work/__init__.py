@@ -2,5 +2,6 @@
 
 `execution` is `run` as a script would call it, `scheduler` starts the `jobs` (a process each), `training` trains one
 stage with mmengine's Runner, `optimization` is its optimizer and schedule, `stills` the pre-training's network and
-pictures. Nothing half-done counts: an artifact exists once it is whole.
+pictures; `timing_session` launches processes that time (`timing_worker`). Nothing half-done counts: an artifact exists
+once it is whole.
 """

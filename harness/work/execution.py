@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from harness.errors import BenchError
 from harness.measure.machine import fingerprint
-from harness.measure.points import timed_points
 from harness.plan.planner import Cell
 from harness.plan.request import Request
 from harness.plan.units import LatencySpec
@@ -73,30 +72,10 @@ def execute(
 
 
 def latency_specs(request: Request, cell: Cell) -> list[LatencySpec]:
-    """What is timed of a cell: its default point and the exit point nearest half its cost, first seed only."""
+    """What is timed of a cell: every operating point, first seed only."""
     if cell.seed != min(request.seeds):
         return []
     record = read_record(cell.evaluation.folder(request.work_dir))
     if record is None:
         raise BenchError(f"{cell.evaluation.label()} is finished but has no record; rerun with --force")
-    timing = request.timing
-    return [
-        LatencySpec(
-            evaluation=cell.evaluation.key,
-            method=cell.method,
-            size=request.size,
-            data=cell.data,
-            seed=cell.seed,
-            point=point,
-            batch=batch,
-            machine=fingerprint(),
-            device=request.device,
-            dtype=timing.dtype,
-            compile=timing.compile,
-            memory_format=timing.memory_format,
-            threads=timing.threads,
-            options={"min_seconds": timing.min_seconds},
-        )
-        for point in timed_points(record.result["points"])
-        for batch in timing.batches
-    ]
+    return request.timing.specs(record.result, data=cell.data, machine=fingerprint(), device=request.device)

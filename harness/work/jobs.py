@@ -1,7 +1,8 @@
 """Work in a process of its own: `python -m harness.work.jobs WORK_DIR < request.json`.
 
 Isolated processes keep counting apart from timing, give memory back, and let a killed run leave
-nothing behind: a job ends at once when its parent dies. Progress goes as JSON lines to the file
+nothing behind: a job ends at once when its parent dies. Latencies are one job, which starts processes of its own
+(harness.work.timing_session). Progress goes as JSON lines to the file
 descriptor BENCH_PROGRESS; the exit status is 0 done, 1 failed (reason in the last line), 75 stopped on
 request with its state saved.
 """
@@ -15,12 +16,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.errors import BenchError, StopRequested
-from harness.plan.units import EvalSpec, LatencySpec, TrainSpec, read_spec
+from harness.measure.machine import at_work
+from harness.plan.units import EvalSpec, LatencySpec, Spec, TrainSpec, read_spec
+from harness.work.processes import die_with_parent, use_threads
 
 STOPPED = 75
 _stop = threading.Event()
@@ -31,13 +34,42 @@ def main() -> int:
     die_with_parent(int(os.environ["BENCH_PARENT"]))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: _stop.set())
-    request = json.load(sys.stdin)
-    report = _Reporter(int(os.environ["BENCH_PROGRESS"]))
+    request, work_dir = json.load(sys.stdin), Path(sys.argv[1])
+    specs = [read_spec(spec) for spec in request["specs"]]
+    report = _Reporter(int(os.environ["BENCH_PROGRESS"]), specs[0].key)
+    timed = [spec for spec in specs if isinstance(spec, LatencySpec)]
+    if timed:
+        return _time(timed, work_dir, request, report)
+    with at_work(work_dir, on_wait=lambda text: report({"note": text}), stop=_stop.is_set):
+        return _work_through(specs, work_dir, request, report)
+
+
+def _time(specs: Sequence[LatencySpec], work_dir: Path, request: Mapping[str, Any], report: _Reporter) -> int:
+    from harness.work.timing_session import time_all
+
+    def tell(key: str, value: Mapping[str, Any]) -> None:
+        report.key = key
+        report(value)
+
+    try:
+        went_well = time_all(
+            specs, work_dir, command=request["command"], timeout=request["timeout"], report=tell
+        )
+    except BenchError as error:  # of all: the lock, a full disk
+        for spec in specs:
+            tell(spec.key, {"error": str(error)})
+        return 1
+    return 0 if went_well else 1
+
+
+def _work_through(specs: Sequence[Spec], work_dir: Path, request: Mapping[str, Any], report: _Reporter) -> int:
     failed = False
-    for spec in map(read_spec, request["specs"]):
+    for spec in specs:
+        if _stop.is_set():
+            return STOPPED
         report.key = spec.key
         try:
-            _work(spec, Path(sys.argv[1]), request, report)
+            _work(spec, work_dir, request, report)
         except StopRequested:
             return STOPPED
         except BenchError as error:
@@ -47,54 +79,30 @@ def main() -> int:
             traceback.print_exc()
             report({"error": f"{type(error).__name__}: {error}"})
             failed = True
-        if _stop.is_set():
-            return STOPPED
-    return 1 if failed else 0
+    return STOPPED if _stop.is_set() else int(failed)
 
 
-def _work(spec: Any, work_dir: Path, request: Mapping[str, Any], report: _Reporter) -> None:
-    import torch
-
+def _work(spec: Spec, work_dir: Path, request: Mapping[str, Any], report: _Reporter) -> None:
+    use_threads(spec.threads)
     device = request["device"]
     if isinstance(spec, TrainSpec):
-        torch.set_num_threads(spec.training["threads"])
         from harness.work.training import train
 
         train(spec, work_dir, device=device, report=report, stop=_stop.is_set)
     elif isinstance(spec, EvalSpec):
-        torch.set_num_threads(spec.protocol["threads"])
         from harness.measure.recording import record_evaluation
 
         record_evaluation(spec, work_dir, device=device, command=request["command"], report=report)
-    elif isinstance(spec, LatencySpec):
-        torch.set_num_threads(spec.threads)
-        from harness.measure.recording import record_latency
-
-        record_latency(spec, work_dir, command=request["command"], report=report)
-
-
-def die_with_parent(parent: int) -> None:
-    """End this process when `parent` is gone: at once on Linux, within a second elsewhere."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 class _Reporter:
     """Writes progress lines, at most ten a second."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, key: str) -> None:
         self.file = os.fdopen(descriptor, "w", buffering=1)
         self.last = 0.0
-        self.key = ""
+        self.key = key
+        """Of the unit that is told about."""
 
     def __call__(self, value: Mapping[str, Any]) -> None:
         now = time.monotonic()

@@ -197,8 +197,8 @@ class Scheduler:
         work = [t for t in ready if not isinstance(t.spec, LatencySpec)]
         for task in work[: 0 if timing else self.jobs - len(self.running)]:
             self._launch([task])
-        if not self.running and not work and ready:  # one process times all points and batches of a model
-            self._launch([t for t in ready if t.needs == ready[0].needs])
+        if not self.running and not work and ready:  # one job times everything: models are interleaved
+            self._launch(ready)
 
     def _launch(self, tasks: list[Task]) -> None:
         task = tasks[0]
@@ -231,7 +231,12 @@ class Scheduler:
                 start_new_session=True,
             )
         os.close(write_end)
-        request = {"specs": [to_plain(t.spec) for t in tasks], "device": self.device, "command": self.command}
+        request = {
+            "specs": [to_plain(t.spec) for t in tasks],
+            "device": self.device,
+            "command": self.command,
+            "timeout": self.timeout,
+        }
         assert popen.stdin is not None
         try:
             popen.stdin.write(json.dumps(request).encode())
@@ -275,7 +280,8 @@ class Scheduler:
 
     def _ask_to_leave(self, process: _Process) -> None:
         now = time.monotonic()
-        if self.timeout is not None and now - process.tasks[0].started > self.timeout:
+        timing = isinstance(process.tasks[0].spec, LatencySpec)  # ends its own processes that take too long
+        if self.timeout is not None and not timing and now - process.tasks[0].started > self.timeout:
             process.popen.kill()
             for task in process.tasks:
                 if _finished_sources(self.work_dir, task.spec) is None:

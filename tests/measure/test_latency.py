@@ -19,8 +19,18 @@ from harness.contract.recognizer import EfficientRecognizer
 from harness.data.videos import open_dataset
 from harness.errors import BenchError, UsageError
 from harness.measure import latency
-from harness.measure.latency import is_out_of_memory, measure_latency, phases, set_memory_format, summary
+from harness.measure.latency import is_out_of_memory, phases, prepared, set_memory_format
+from harness.measure.launches import summary
 from harness.store.records import LATENCY_SCHEMA
+
+SETUP = ("device", "dtype", "compile", "memory_format")
+
+
+def measure_latency(toy, batches, point=EMPTY, **options):
+    """What one launch measures of a prepared recognizer."""
+    setup = {name: options.pop(name) for name in SETUP if name in options}
+    with prepared(toy, **setup) as device:
+        return latency.measure_latency(toy, batches, point, device=device, **options)[0]
 
 
 class Clock:
@@ -37,7 +47,7 @@ class Toy(EfficientRecognizer):
 
     def __init__(self, clock=None):
         super().__init__(2, resolution=4, data_preprocessor={"type": "BaseDataPreprocessor"})
-        self.clock, self.calls, self.effect = clock, [], lambda: None
+        self.clock, self.calls, self.effect, self.draw = clock, [], lambda: None, lambda generator: None
         self.convolution, self.volume = nn.Conv2d(3, 4, 2), nn.Conv3d(3, 4, 2)
 
     def infer(self, clips, point=EMPTY, *, trace, generator=None):
@@ -46,6 +56,7 @@ class Toy(EfficientRecognizer):
             if self.clock:
                 self.clock.now += float(frames.flatten()[0])
             self.effect()
+        self.draw(generator)
         self.calls.append({
             "batch": len(frames), "point": dict(point), "train": self.training, "grad": torch.is_grad_enabled(),
             "autocast": torch.is_autocast_enabled("cpu"), "gc": gc.isenabled(),
@@ -81,8 +92,9 @@ def test_samples_are_the_seconds_of_each_forward(toy):
 
 def test_fields_are_those_of_the_schema(toy):
     found = measure_latency(toy, [clips(1)])
-    assert set(found) <= {name.partition(".")[0] for name in LATENCY_SCHEMA}
-    assert set(found["device"]) == {"name", "kind", "fingerprint", "driver", "clocks"}
+    assert set(found) - {"others", "slowed", "clocks"} <= set(LATENCY_SCHEMA)
+    assert all(name in LATENCY_SCHEMA["launches"] for name in ("others", "slowed", "clocks"))
+    assert set(latency.describe("cpu")) == {"name", "kind", "fingerprint", "driver"}
 
 
 ROUNDS = [(1, 0, 2), (3, 0, 4), (1, 9, 6), (6, 9, 6), (5, 4.5, 6)]
@@ -109,10 +121,42 @@ def test_forwards_run_as_in_evaluation(toy):
     assert gc.isenabled()
 
 
-def test_other_dtypes_are_autocast(toy):
-    found = measure_latency(toy, [clips(1)], dtype="bfloat16", min_iterations=1, min_seconds=0)
-    assert found["dtype"] == "bfloat16"
-    assert all(call["autocast"] for call in toy.calls)
+def test_bookkeeping_is_not_timed(toy):
+    toy.kept = []
+    record = latency.Trace.event
+
+    def event(trace, *args, **kwargs):
+        toy.kept.append(len(toy.calls))
+        return record(trace, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency.Trace, "event", event)
+        found = measure_latency(toy, [clips(1)], min_iterations=4, min_seconds=0, warmup=2, memory=False)
+    assert toy.kept == [0, 1], "only the warm-up's forwards count their work"
+    assert len(found["wall_s"]) == 4
+
+
+def test_drawn_decisions_are_drawn_while_timed_too(toy):
+    drawn = []
+    toy.draw = lambda generator: drawn.append(None if generator is None else float(torch.rand(1, generator=generator)))
+    measure_latency(toy, [clips(1)], min_iterations=2, min_seconds=0, warmup=1, test_seed=3, memory=False)
+    expected = torch.Generator().manual_seed(3)
+    assert drawn == [float(torch.rand(1, generator=expected)) for _ in range(3)]
+    drawn.clear()
+    measure_latency(toy, [clips(1)], min_iterations=1, min_seconds=0, warmup=1, memory=False)
+    assert set(drawn) == {None}
+
+
+@pytest.mark.parametrize("wrong", [{"min_seconds": -1}, {"min_iterations": 0}])
+def test_less_than_nothing_is_refused(toy, wrong):
+    with pytest.raises(UsageError, match="at least 0 s and 1 forward"):
+        measure_latency(toy, [clips(1)], **wrong)
+
+
+def test_last_outputs_of_each_batch_are_kept(toy):
+    _, outputs = latency.measure_latency(toy, [clips(1, 2), clips(3)], min_iterations=4, min_seconds=0)
+    assert [o.logits.shape for o in outputs] == [(2, 2), (1, 2)]
+    assert all(o.exit_step is None for o in outputs)
 
 
 def test_gflops_follow_the_trace(toy):
@@ -135,7 +179,7 @@ def test_out_of_memory_is_a_result(toy, error):
     toy.effect = effect
     found = measure_latency(toy, [clips(1)])
     assert (found["status"], found["wall_s"], found["peak_memory_bytes"]) == ("out of memory", [], None)
-    assert summary(found) == {}
+    assert set(summary(found).values()) == {None}
 
 
 def test_other_errors_are_not_hidden(toy):
@@ -155,7 +199,7 @@ def test_counting_and_timing_do_not_mix(toy):
 
 @pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"memory_format": "nhwc"}])
 def test_unknown_settings_are_refused(toy, wrong):
-    with pytest.raises(UsageError, match="known:"):
+    with pytest.raises(UsageError, match="unknown .* known:"):
         measure_latency(toy, [clips(1)], **wrong)
 
 
@@ -188,16 +232,20 @@ def test_peak_memory_counts_weights_batch_and_what_lives_together():
     assert 130 * kib <= peak - fixed <= 131 * kib
 
 
-def test_modules_are_compiled_in_place_and_restored(toy, monkeypatch):
-    def compile(module, *, mode):
-        module._compiled_call_impl = mode
+def test_heavy_parts_are_compiled_whole_and_restored(toy, monkeypatch):
+    asked = []
 
-    monkeypatch.setattr(nn.Module, "compile", compile)
-    modes = set()
-    toy.effect = lambda: modes.update(child._compiled_call_impl for child in toy.children())
-    measure_latency(toy, [clips(1)], compile="max-autotune", min_iterations=1, min_seconds=0)
-    assert modes == {"max-autotune"}
-    assert all(child._compiled_call_impl is None for child in toy.children())
+    def compile(call, *, mode, fullgraph):
+        asked.append((mode, fullgraph))
+        return lambda x: ("compiled", call)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    inside = []
+    toy.effect = lambda: inside.append(toy.convolution(torch.zeros(1, 3, 4, 4))[0])
+    measure_latency(toy, [clips(1)], compile="max-autotune", min_iterations=1, min_seconds=0, memory=False)
+    assert asked == [("max-autotune", True)] * 2
+    assert set(inside) == {"compiled"}
+    assert "forward" not in vars(toy.convolution)
 
 
 @pytest.mark.slow
@@ -206,7 +254,7 @@ def test_compiled_modules_run():
     toy, image = Toy(), torch.rand(1, 3, 4, 4)
     expected, found = toy.convolution(image), []
     toy.effect = lambda: found.append(toy.convolution(image))
-    assert measure_latency(toy, [clips(1)], compile="default", min_seconds=0)["compile"] == "default"
+    measure_latency(toy, [clips(1)], compile="default", min_seconds=0)
     torch.testing.assert_close(found[-1], expected, check_stride=False)
 
 
@@ -222,17 +270,6 @@ def test_memory_format_of_2d_and_3d_weights():
     assert toy.volume.weight.is_contiguous()
 
 
-def test_summary_closed_form():
-    found = summary({"wall_s": [0.001 * i for i in range(1, 102)], "videos": [2] * 101})
-    assert found["median_ms"] == pytest.approx(51)
-    assert found["p90_ms"] == pytest.approx(91)
-    assert found["p99_ms"] == pytest.approx(100)
-    assert found["low_ms"] < 51 < found["high_ms"]
-    assert found["videos_per_s"] == pytest.approx(202 / 5.151)
-    constant = summary({"wall_s": [0.25] * 8, "videos": [1] * 8})
-    assert set(constant.values()) == {250.0, 4.0}
-
-
 def test_phases_from_file_to_logits(tmp_path):
     for number in range(3):
         write_video(tmp_path / f"{number}.mp4", frames=12)
@@ -242,7 +279,7 @@ def test_phases_from_file_to_logits(tmp_path):
     toy = Toy()
     requests = (ClipRequest(4), ClipRequest(2, name="again", sampler="subset", subset_of="frames", group=2))
     found = phases(toy, videos, "test", requests, {"frames": 4}, count=5)
-    assert found["frames_decoded"] == 4  # the subset shows no new frame
+    assert found["frames_decoded"] == 11  # frames 1, 4, 7 and 10 were asked for
     assert set(found["phases_s"]) == {"decode", "transform", "transfer", "model"}
     assert all(seconds >= 0 for seconds in found["phases_s"].values())
     assert [call["point"] for call in toy.calls] == [{"frames": 4}] * 2  # one video, once to warm up

@@ -1,0 +1,130 @@
+"""Several launches of one timing as one record, and what their samples say. No torch.
+
+Fresh processes differ: where memory lies, which kernels were chosen, what the machine did at that minute. So one
+timing is several launches (harness.work.timing_session), and an interval covers them: launches are drawn with
+replacement, then the samples within each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from harness.errors import BenchError
+from harness.measure.machine import busy_reasons
+
+DIFFERING = 0.1
+"""Largest share of the timed videos whose outputs may differ from the evaluation's; one video always may."""
+PER_LAUNCH = ("warmup", "others", "gpu_others", "slowed", "clocks")
+FULLY_COMPILED = 0.9
+"""Share of the multiply-accumulates from which on a model is called compiled."""
+
+
+def merged(launches: Sequence[Mapping[str, Any]], beside: str | None = None) -> dict[str, Any]:
+    """The fields of a record that follow from its launches; out of memory in one of them is out of memory."""
+    first, last = launches[0], launches[-1]
+    whole = [launch for launch in launches if launch["status"] == "ok"]
+    ok = len(whole) == len(launches)
+    timed = whole if ok else []
+    outputs = [launch["outputs"] for launch in timed if launch["outputs"] is not None]
+    return {
+        "status": "ok" if ok else "out of memory",
+        "wall_s": _joined(timed, "wall_s"),
+        "device_s": None if first["device_s"] is None else _joined(timed, "device_s"),
+        "videos": _joined(timed, "videos"),
+        "gflops": _joined(timed, "gflops"),
+        "phases_s": {**first["phases_s"], **_mean_phases(timed)} if ok else {},
+        "frames_decoded": first.get("frames_decoded", 0.0),
+        "peak_memory_bytes": first["peak_memory_bytes"] if ok else None,
+        "warmup": sum(launch["warmup"] for launch in timed),
+        "launches": [
+            {"forwards": len(launch["wall_s"]), **{name: launch[name] for name in PER_LAUNCH}}
+            for launch in timed
+        ],
+        "disturbed": disturbances(timed, beside),
+        "outputs": max(outputs, key=lambda o: (o["differing"], o["largest"]), default=None),
+        "threads": first["threads"],
+        "device": {**first["device"], "clocks": {**first["clocks"], "after": last["clocks"]["after"]}},
+        "dataset": first["dataset"],
+        "sources": {name: value for launch in launches for name, value in launch["sources"].items()},
+    }
+
+
+def disturbances(launches: Sequence[Mapping[str, Any]], beside: str | None = None) -> list[str]:
+    """What disturbed a timing, in words; empty where nothing is known to have done so."""
+    others, gpu_others = (
+        max((launch[name] for launch in launches if launch[name] is not None), default=None)
+        for name in ("others", "gpu_others")
+    )
+    slowed = [reason for launch in launches for reason in launch["slowed"]]
+    return [*busy_reasons(others, gpu_others), *dict.fromkeys(slowed), *([f"beside {beside}"] if beside else [])]
+
+
+def check_outputs(what: str, outputs: Sequence[Mapping[str, Any] | None]) -> None:
+    """Raise BenchError where timed forwards differ from the evaluation on more videos than rounding explains.
+
+    `outputs` are those of `harness.measure.timing.compared`; None where there is nothing to compare with.
+    """
+    for found in outputs:
+        if found is not None and found["differing"] > max(1, DIFFERING * found["videos"]):
+            raise BenchError(
+                f"{what}: timed forwards said something else than the evaluation on "
+                f"{found['differing']} of {found['videos']} videos ({found['exits']} left at another exit, logits "
+                f"differ by up to {found['largest']:.3g}); a method must do the same work when it is timed"
+            )
+
+
+def by_launch(result: Mapping[str, Any]) -> list[np.ndarray]:
+    """Seconds of the timed forwards of each launch; one launch where the record does not tell them apart."""
+    wall = np.asarray(result["wall_s"], dtype=float)
+    ends = np.cumsum([launch["forwards"] for launch in result.get("launches") or ()])[:-1]
+    return [part for part in np.split(wall, ends) if part.size]
+
+
+def median_interval(
+    launches: Sequence[np.ndarray], *, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of the median over all samples: launches are drawn first, then samples within each."""
+    rng = np.random.default_rng(seed)
+    medians = []
+    for _ in range(resamples):
+        drawn = [launches[i] for i in rng.integers(len(launches), size=len(launches))]
+        medians.append(np.median(np.concatenate([rng.choice(part, part.size) for part in drawn])))
+    low, high = np.quantile(medians, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def summary(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """Median per batch with its interval over launches, p90, p95, p99 (ms) and videos per second; None: not timed."""
+    names = ("median_ms", "p90_ms", "p95_ms", "p99_ms", "median_low_ms", "median_high_ms", "videos_per_s")
+    launches = by_launch(result)
+    if not launches:
+        return dict.fromkeys(names)
+    wall = np.concatenate(launches)
+    times = [*np.quantile(wall, (0.5, 0.9, 0.95, 0.99)), *median_interval(launches)]
+    values = [*(1e3 * float(t) for t in times), float(sum(result["videos"]) / wall.sum())]
+    return dict(zip(names, values, strict=True))
+
+
+def compile_label(mode: str | None, share: float | None) -> str:
+    """How much of a model ran compiled, in words; empty where it was not to be."""
+    if mode is None:
+        return ""
+    if share is not None and share >= FULLY_COMPILED:
+        return "compiled"
+    return f"partly compiled ({'unknown share' if share is None else f'{share:.0%}'})"
+
+
+def _joined(launches: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    return [value for launch in launches for value in launch[name]]
+
+
+def _mean_phases(launches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Transfer and model, seconds per video, over all launches."""
+    counts = [sum(launch["videos"]) for launch in launches]
+    return {
+        name: sum(launch["phases_s"][name] * n for launch, n in zip(launches, counts, strict=True)) / sum(counts)
+        for name in ("transfer", "model")
+    }

@@ -1,0 +1,317 @@
+"""What one process of a timing session does: a launch that times an evaluated model at all its points and batch
+sizes, or the examination that timing must not share a process with.
+
+`harness.work.timing_session` starts both and joins what they found (harness.measure.launches).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.contract.declarations import OperatingPoint
+from harness.contract.recognizer import EfficientRecognizer
+from harness.contract.trace import Trace
+from harness.contract.values import from_mapping
+from harness.data.clips import ClipDataset, collate
+from harness.data.videos import VideoSet
+from harness.errors import BenchError
+from harness.layers.heavy import Call, wrapped
+from harness.layers.precision import in_precision
+from harness.measure.cost_table import CostTable
+from harness.measure.counter import MacMeter
+from harness.measure.evaluation import Evaluator
+from harness.measure.latency import Output, describe, measure_latency, phases, prepared, to_device
+from harness.measure.metrics import evaluate, reported
+from harness.plan.building import build_recognizer
+from harness.plan.protocol import Protocol
+from harness.plan.units import LatencySpec
+from harness.store import artifacts, sources
+from harness.store.records import Record, read_record
+from harness.store.work_dir import record_folder
+
+TIMED_VIDEOS = 64
+"""Real test videos that are timed, spread over the whole split."""
+LEAST_FORWARDS = 20
+"""Timed of each point and batch size, over all launches."""
+SAME = 0.02
+"""Largest difference of a logit, relative to the video's largest, that rounding explains (TF32, order of sums)."""
+
+Arrays = Mapping[str, np.ndarray]
+"""Of all test videos: `logits` (N, C) of a point and, where the method exits, `exits` (N,)."""
+
+
+@dataclass
+class _Model:
+    """An evaluated model and what its evaluation recorded."""
+
+    recognizer: EfficientRecognizer
+    record: Record
+    videos: VideoSet
+    protocol: Protocol
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        """What the evaluation recorded of each video."""
+        return self.record.arrays()
+
+    def point(self, name: str) -> OperatingPoint:
+        entry = self.entry(name)
+        return OperatingPoint(name, entry["settings"], entry["knob"], entry["value"], entry["budget"])
+
+    def entry(self, name: str) -> Mapping[str, Any]:
+        """The record's entry of an operating point."""
+        return next(p for p in self.record.result["points"] if p["name"] == name)
+
+    def evaluated(self, name: str) -> Arrays:
+        """What the evaluation record holds of a point."""
+        prefix = self.entry(name)["prefix"]
+        kinds = ("logits", "exits")
+        return {kind: self.arrays[f"{prefix}_{kind}"] for kind in kinds if f"{prefix}_{kind}" in self.arrays}
+
+    def chosen(self, batch: int) -> np.ndarray:
+        """Places in the test split of the videos that are timed: whole batches, two at least; few videos repeat."""
+        count = -(-max(TIMED_VIDEOS, 2 * batch) // batch) * batch
+        return np.linspace(0, len(self.videos.splits[self.protocol.test_split]) - 1, count).round().astype(int)
+
+    def items(self, requests: tuple[Any, ...], chosen: np.ndarray) -> list[Any]:
+        """Samples of the chosen videos through the test pipeline."""
+        dataset = ClipDataset(self.videos, self.protocol.test_split, requests, train=False, seed=0)
+        return [dataset[int(i)] for i in chosen]
+
+
+def time_launch(
+    specs: Sequence[LatencySpec],
+    work_dir: Path,
+    *,
+    first: bool = True,
+    reference: Mapping[str, Arrays] | None = None,
+) -> Iterator[tuple[LatencySpec, dict[str, Any]]]:
+    """Time one model at the points and batch sizes of `specs`, all of one setup.
+
+    Args:
+        first: The first launch, which also measures what does not differ between launches: loading, peak memory.
+        reference: Point -> what its forwards must say; the evaluation record's where None.
+
+    Yields:
+        Each spec with what `harness.measure.launches.merged` takes of one launch.
+    """
+    setup = specs[0]
+    model = _model(setup, work_dir)
+    made_with = sources.loaded([model.record.result["sources"]])
+    table = CostTable.from_rows(model.record.result["cost"]["table"])
+    drawn = model.protocol.test_randomness == "sampled"
+    samples: list[Any] = []
+    loaded: tuple[Any, ...] | None = None
+    with prepared(
+        model.recognizer,
+        device=setup.device,
+        dtype=setup.dtype,
+        compile=setup.compile,
+        memory_format=setup.memory_format,
+    ) as device:
+        for spec in specs:
+            settings = model.entry(spec.point)["settings"]
+            requests, chosen = tuple(model.recognizer.clip_requests(settings)), model.chosen(spec.batch)
+            if (requests, len(chosen)) != loaded:  # one point after the other asks for the same clips
+                samples, loaded = model.items(requests, chosen), (requests, len(chosen))
+            batches = [
+                collate(samples[i : i + spec.batch])["inputs"] for i in range(0, len(samples), spec.batch)
+            ]
+            launches = int(spec.options.get("launches", 1))
+            measured, outputs = measure_latency(
+                model.recognizer,
+                batches,
+                settings,
+                device=device,
+                min_iterations=-(-LEAST_FORWARDS // launches),
+                min_seconds=spec.options.get("min_seconds", 1.0) / launches,
+                gflops=table.gflops,
+                test_seed=model.protocol.test_seed if drawn else None,
+                memory=first,
+            )
+            parts: dict[str, Any] = {}
+            if first and measured["status"] == "ok":
+                split = model.protocol.test_split
+                parts = phases(model.recognizer, model.videos, split, requests, settings, device=device)
+            comparable = not drawn and model.protocol.views == "centre" and outputs
+            arrays = model.evaluated(spec.point) if reference is None else reference[spec.point]
+            dataset = model.record.result["dataset"]
+            yield spec, {
+                **measured,
+                **parts,
+                "phases_s": {**parts.get("phases_s", {}), **measured["phases_s"]},
+                "outputs": compared(outputs, arrays, chosen) if comparable else None,
+                "threads": torch.get_num_threads(),
+                "device": describe(device),
+                "dataset": {"name": dataset["name"], "fingerprint": dataset["fingerprint"]},
+                "sources": made_with,
+            }
+
+
+def examine(
+    specs: Sequence[LatencySpec], work_dir: Path
+) -> tuple[dict[str, dict[str, Any]], dict[str, Arrays]]:
+    """What a setup does to the model: how much of its work is compiled, and what half precision changes.
+
+    Returns:
+        Point -> `compiled_share` of its executed multiply-accumulates (null: eager) and `precision` (null: float32):
+        videos, agreement with the float32 evaluation (top1, exits, decisions: shares of all test videos or of their
+        decisions; boxes: share within a pixel, on the timed videos), and the metrics in that precision. And, in half
+        precision, point -> arrays of that evaluation.
+    """
+    setup = specs[0]
+    model = _model(setup, work_dir)
+    found: dict[str, dict[str, Any]] = {}
+    arrays: dict[str, Arrays] = {}
+    for name in dict.fromkeys(spec.point for spec in specs):
+        found[name] = {"compiled_share": None, "precision": None}
+        if setup.compile is not None:
+            found[name]["compiled_share"] = heavy_share(model.recognizer, _clips(model, name), model.point(name))
+        if setup.dtype != "float32":
+            found[name]["precision"], arrays[name] = _precision(model, name, setup)
+    return found, arrays
+
+
+def compared(outputs: Sequence[Output], arrays: Arrays, chosen: np.ndarray) -> dict[str, Any]:
+    """Hold what timed forwards said against what was evaluated.
+
+    Args:
+        outputs: Of the batches, in order.
+        arrays: Of all test videos.
+        chosen: Places (N,) of the timed videos among them.
+
+    Returns:
+        `videos`; `differing`, how many differ in a logit by more than `SAME` or left at another exit; `exits`, how
+        many of those left at another exit; `largest` difference of a logit.
+    """
+    logits = torch.cat([o.logits for o in outputs]).float().cpu().numpy()
+    wanted = arrays["logits"][chosen]
+    difference = np.abs(logits - wanted).max(1)
+    scale = np.maximum(1.0, np.abs(wanted).max(1))
+    exits = np.zeros(len(chosen), dtype=bool)
+    if "exits" in arrays:
+        steps = [np.full(len(o.logits), -1) if o.exit_step is None else np.asarray(o.exit_step) for o in outputs]
+        exits = np.concatenate(steps) != arrays["exits"][chosen]
+    differs = exits | ~(difference <= SAME * scale)  # also where it is not a number
+    return {
+        "videos": len(chosen),
+        "differing": int(differs.sum()),
+        "exits": int(exits.sum()),
+        "largest": float(difference.max()),
+    }
+
+
+def heavy_share(
+    recognizer: EfficientRecognizer, batches: Sequence[Mapping[str, Tensor]], point: OperatingPoint
+) -> float:
+    """Share of the executed multiply-accumulates that run inside the heavy networks, which are what is compiled."""
+    meter, inside = MacMeter(), 0.0
+
+    def count(call: Call) -> Call:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            before = meter.total
+            result = call(*args, **kwargs)
+            inside += meter.total - before
+            return result
+
+        return run
+
+    with wrapped(recognizer.eval(), count), torch.inference_mode(), meter:
+        for clips in batches:
+            videos = len(next(iter(clips.values())))
+            recognizer.infer(to_device(clips, recognizer.mean.device), point.settings, trace=Trace(videos))
+    return inside / meter.total if meter.total else 0.0
+
+
+def agreement(found: Any, arrays: Arrays, decisions: Arrays) -> dict[str, float | None]:
+    """Shares in which a `PointResult` says what was evaluated: predictions, exits, decisions; None: there are none."""
+    same_exits = None
+    if "exits" in arrays and found.trace.exit_step is not None:
+        same_exits = float(np.mean(found.trace.exit_step == arrays["exits"]))
+    equal = [found.trace.decisions[name] == values for name, values in decisions.items()]
+    return {
+        "top1": float(np.mean(found.logits.argmax(1) == arrays["logits"].argmax(1))),
+        "exits": same_exits,
+        "decisions": float(np.mean(np.concatenate([e.ravel() for e in equal]))) if equal else None,
+    }
+
+
+def box_agreement(
+    recognizer: EfficientRecognizer, batches: Sequence[Mapping[str, Tensor]], point: OperatingPoint, dtype: str
+) -> float | None:
+    """Share of the boxes that lie within a pixel of those in float32; None where nothing is boxed."""
+    ours, theirs = (_boxes(recognizer, batches, point, kind) for kind in (dtype, "float32"))
+    if not theirs:
+        return None
+    near = [
+        place in ours and max(abs(a - b) for a, b in zip(ours[place], box, strict=True)) * recognizer.resolution <= 1
+        for place, box in theirs.items()
+    ]
+    return float(np.mean(near))
+
+
+def _precision(model: _Model, name: str, setup: LatencySpec) -> tuple[dict[str, Any], Arrays]:
+    point, evaluated = model.point(name), model.evaluated(name)
+    evaluator = Evaluator(model.recognizer, model.videos, model.protocol, device=setup.device)
+    with in_precision(model.recognizer, setup.dtype):
+        found = evaluator.run(point, model.protocol.test_split)
+    prefix = f"{model.entry(name)['prefix']}_decision_"
+    decisions = {k.removeprefix(prefix): v for k, v in model.arrays.items() if k.startswith(prefix)}
+    card = model.videos.card
+    targets = evaluator.targets(model.protocol.test_split)
+    arrays = {"logits": found.logits}
+    if found.trace.exit_step is not None:
+        arrays["exits"] = found.trace.exit_step
+    told = {
+        "videos": len(found.logits),
+        "agreement": {
+            **agreement(found, evaluated, decisions),
+            "boxes": box_agreement(model.recognizer, _clips(model, name), point, setup.dtype),
+        },
+        "metrics": evaluate(found.logits, targets, reported(card.metric, len(card.classes))),
+    }
+    return told, arrays
+
+
+def _boxes(
+    recognizer: EfficientRecognizer, batches: Sequence[Mapping[str, Tensor]], point: OperatingPoint, dtype: str
+) -> dict[tuple[Any, ...], tuple[float, ...]]:
+    """(batch, video, frame, label) -> box."""
+    found: dict[tuple[Any, ...], tuple[float, ...]] = {}
+    with in_precision(recognizer, dtype), torch.inference_mode():
+        for number, clips in enumerate(batches):
+            trace = Trace(len(next(iter(clips.values()))), details=True)
+            recognizer.infer(to_device(clips, recognizer.mean.device), point.settings, trace=trace)
+            found.update({(number, *box[:3]): box[3:] for box in trace.boxes})
+    return found
+
+
+def _model(spec: LatencySpec, work_dir: Path) -> _Model:
+    record = read_record(record_folder(work_dir, "evaluation", spec.evaluation))
+    if record is None:
+        raise BenchError(f"evaluation {spec.evaluation} is not in {work_dir}; run it before timing it")
+    recorded = record.result
+    recognizer = build_recognizer(spec.method, recorded["method"]["settings"])
+    checkpoint = recorded["checkpoint"]
+    state = artifacts.read_weights(checkpoint) if checkpoint else artifacts.load_state(work_dir, recorded["artifact"])
+    artifacts.load_into(recognizer, state)
+    protocol = from_mapping(Protocol, {**recorded["protocol"], "budgets": tuple(recorded["protocol"]["budgets"])})
+    return _Model(recognizer.eval(), record, spec.data.open(), protocol)
+
+
+def _clips(model: _Model, name: str) -> list[dict[str, Tensor]]:
+    """The timed videos at a point, in batches of 16."""
+    requests = tuple(model.recognizer.clip_requests(model.entry(name)["settings"]))
+    samples = model.items(requests, model.chosen(16))
+    return [collate(samples[i : i + 16])["inputs"] for i in range(0, len(samples), 16)]
+
+

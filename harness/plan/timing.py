@@ -1,0 +1,76 @@
+"""How latencies are measured, and the units of work that follow from a finished evaluation. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import UsageError, unknown
+from harness.plan.units import DataSpec, LatencySpec
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """What is timed of an evaluation, and how."""
+
+    batches: tuple[int, ...] = (1, 16)
+    """Empty: nothing."""
+    dtype: str = "float32"
+    """Other than float32: the heavy networks' (harness.layers.precision)."""
+    compile: str | None = None
+    """Mode of torch.compile for the heavy networks; None: eager."""
+    memory_format: str = "channels_last"
+    threads: int = 1
+    min_seconds: float = 1.0
+    """Spent in timed forwards of each point and batch size, over all launches."""
+    launches: int = 3
+    """Fresh processes that each time everything once."""
+    quiet_wait_s: float = 60.0
+    """How long a run waits for a quiet machine, in all; then it times and says so."""
+
+    def __post_init__(self) -> None:
+        if any(batch < 1 for batch in self.batches) or self.threads < 1 or self.launches < 1:
+            raise UsageError("batch sizes, threads and launches are at least 1")
+        if not self.min_seconds >= 0 or not self.quiet_wait_s >= 0:
+            raise UsageError("seconds that timings take or wait are 0 or more")
+
+    def specs(
+        self,
+        evaluation: Mapping[str, Any],
+        *,
+        data: DataSpec,
+        machine: str,
+        device: str,
+        points: Sequence[str] = (),
+    ) -> list[LatencySpec]:
+        """Every operating point of an evaluation record (or only `points`) at every batch size.
+
+        Raises:
+            UsageError: there is no such point.
+        """
+        names = [point["name"] for point in evaluation["points"]]
+        for point in points:
+            if point not in names:
+                raise unknown(f"operating point of {evaluation['method']['name']}", point, names)
+        return [
+            LatencySpec(
+                evaluation=evaluation["key"],
+                method=evaluation["method"]["name"],
+                size=evaluation["method"]["size"],
+                data=data,
+                seed=evaluation["seed"],
+                point=point,
+                batch=batch,
+                machine=machine,
+                device=device,
+                dtype=self.dtype,
+                compile=self.compile,
+                memory_format=self.memory_format,
+                threads=self.threads,
+                options={"min_seconds": self.min_seconds, "launches": self.launches},
+                quiet_wait_s=self.quiet_wait_s,
+            )
+            for point in points or names
+            for batch in self.batches
+        ]

@@ -1,0 +1,33 @@
+"""What every process of a run does first: end with its parent, keep to its threads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+
+def die_with_parent(parent: int) -> None:
+    """End this process when `parent` is gone: at once on Linux, within a second elsewhere."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def use_threads(number: int) -> None:
+    """Threads of torch and of OpenCV, which otherwise resizes frames on every core."""
+    import cv2
+    import torch
+
+    torch.set_num_threads(number)
+    cv2.setNumThreads(number)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -1,0 +1,221 @@
+"""Timing all that a run asks for: fresh processes, models interleaved, on a machine as quiet as can be. No torch.
+
+One session holds the machine's lock. In each of its rounds every model is launched once, in a process of its own that
+times all its points and batch sizes; the next round goes through them the other way round. So what the machine does
+meanwhile falls on all of them, and the luck of one start (where memory lies, which kernels are chosen) on none.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.errors import BenchError
+from harness.measure.launches import check_outputs, merged
+from harness.measure.machine import machine_lock, visible_gpu, wait_until_quiet
+from harness.measure.provenance import provenance
+from harness.plan.units import LatencySpec, to_plain
+from harness.store.records import commit_record
+
+Report = Callable[[str, Mapping[str, Any]], None]
+"""Key of a spec, and what is said of it."""
+Work = Callable[["Model", bool, int], Mapping[str, Any]]
+"""A model, whether it is examined, the launch -> answers by key; `Workers.__call__`."""
+
+
+@dataclass
+class Model:
+    """An evaluated model as it computes, and what is timed of it."""
+
+    specs: list[LatencySpec]
+    number: int
+    launches: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
+    """Key -> what each launch measured."""
+    examined: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Key -> reason."""
+
+    @property
+    def todo(self) -> list[LatencySpec]:
+        """What is worth another launch: neither failed nor out of memory."""
+        return [
+            spec
+            for spec in self.specs
+            if spec.key not in self.failed
+            and all(launch["status"] == "ok" for launch in self.launches.get(spec.key, ()))
+        ]
+
+    def take(self, answers: Mapping[str, Any]) -> dict[str, Any]:
+        """What a process found, by key; what failed is noted."""
+        self.failed |= {key: answer["error"] for key, answer in answers.items() if "error" in answer}
+        return {key: answer["found"] for key, answer in answers.items() if "found" in answer}
+
+
+def time_all(
+    specs: Sequence[LatencySpec], work_dir: Path, *, command: str, timeout: float | None, report: Report
+) -> bool:
+    """Time `specs` and commit their records; says whether all went well. Failures are reported with their reason."""
+    models = by_model(specs)
+
+    def told(text: str) -> None:
+        report(specs[0].key, {"note": text})
+
+    began = time.monotonic()
+    limit = max(spec.quiet_wait_s for spec in specs)
+    with (
+        tempfile.TemporaryDirectory(prefix="focusbench-timing-") as scratch,
+        machine_lock(work_dir, patience_s=limit, on_wait=told) as beside,
+    ):
+        left = max(0.0, limit - (time.monotonic() - began)) if beside is None else 0.0
+        gpu = visible_gpu() if specs[0].device.startswith("cuda") else None
+        run_session(models, Workers(work_dir, Path(scratch), timeout), Patience(left, gpu, told), report)
+    for model in models:
+        for spec in (s for s in model.specs if s.key not in model.failed):
+            examined, launches = model.examined.get(spec.key, {}), model.launches[spec.key]
+            try:
+                record(spec, work_dir, launches, examined=examined, beside=beside, command=command)
+            except BenchError as error:
+                model.failed[spec.key] = str(error)
+        for key, reason in model.failed.items():
+            report(key, {"error": reason})
+    return not any(model.failed for model in models)
+
+
+def by_model(specs: Sequence[LatencySpec]) -> list[Model]:
+    """The specs of each setup together, in the order in which they come."""
+    groups: dict[tuple[Any, ...], list[LatencySpec]] = {}
+    for spec in specs:
+        groups.setdefault(spec.setup, []).append(spec)
+    return [Model(group, number) for number, group in enumerate(groups.values())]
+
+
+def run_session(
+    models: Sequence[Model], work: Work, patience: Callable[[], float | None], report: Report
+) -> None:
+    """Examine the models that need it, then launch them round by round, there and back."""
+    for model in models:
+        if model.specs[0].compile is not None or model.specs[0].dtype != "float32":
+            report(model.specs[0].key, {"note": "examining"})
+            model.examined = model.take(work(model, True, 0))
+    launches = max(int(spec.options.get("launches", 1)) for model in models for spec in model.specs)
+    for launch in range(launches):
+        for model in models if launch % 2 == 0 else reversed(models):
+            if not model.todo:
+                continue
+            report(model.todo[0].key, {"note": f"launch {launch + 1} of {launches}"})
+            gpu_others = patience()
+            for key, found in model.take(work(model, False, launch)).items():
+                model.launches.setdefault(key, []).append({**found, "gpu_others": gpu_others})
+
+
+class Patience:
+    """Waits for a quiet machine before each launch; one limit for all of them."""
+
+    def __init__(self, limit_s: float, gpu: str | None, on_wait: Callable[[str], None]) -> None:
+        self.left, self.gpu, self.on_wait = limit_s, gpu, on_wait
+
+    def __call__(self) -> float | None:
+        """Share of its time that the GPU works for others when waiting ends; None where it is not known."""
+        quiet = wait_until_quiet(self.left, gpu=self.gpu, on_wait=self.on_wait)
+        self.left -= quiet.waited_s
+        return quiet.gpu_others
+
+
+@dataclass
+class Workers:
+    """Runs a process of `harness.work.timing_worker` and waits for it without using the processor."""
+
+    work_dir: Path
+    scratch: Path
+    timeout: float | None
+    """Seconds after which a process is ended."""
+
+    def __call__(self, model: Model, examine: bool, launch: int) -> Mapping[str, Any]:
+        """Answers by key: what was `found`, or the `error`."""
+        out, specs = self.scratch / f"{model.number}.json", model.specs if examine else model.todo
+        out.unlink(missing_ok=True)
+        request = {
+            "specs": [to_plain(spec) for spec in specs],
+            "examine": examine,
+            "first": launch == 0,
+            "out": str(out),
+            "arrays": str(self.scratch / f"{model.number}.npz"),
+        }
+        threads = str(specs[0].threads)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness.work.timing_worker", str(self.work_dir)],
+            stdin=subprocess.PIPE,
+            env=os.environ
+            | {"BENCH_PARENT": str(os.getpid()), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+        )
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        alarm = threading.Timer(self.timeout, end) if self.timeout is not None else None
+        if alarm is not None:
+            alarm.start()
+        process.communicate(json.dumps(request).encode())
+        if alarm is not None:
+            alarm.cancel()
+        if out.exists():
+            answers: Mapping[str, Any] = json.loads(out.read_text())
+            return answers
+        code = process.returncode
+        how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+        reason = f"took longer than --timeout {self.timeout:g} s" if late.is_set() else f"the launch ended with {how}"
+        return {spec.key: {"error": reason} for spec in specs}
+
+
+def record(
+    spec: LatencySpec,
+    work_dir: Path,
+    launches: Sequence[Mapping[str, Any]],
+    *,
+    examined: Mapping[str, Any],
+    beside: str | None,
+    command: str,
+) -> None:
+    """Commit the record of `spec`.
+
+    Args:
+        launches: What each launch measured (harness.measure.timing.time_launch), in order.
+        examined: `compiled_share` and `precision` (harness.measure.timing.examine).
+        beside: Who else of this project was at work on the machine meanwhile.
+
+    Raises:
+        BenchError: the timed forwards did not say what the evaluation said.
+    """
+    check_outputs(f"{spec.method} at {spec.point}", [launch["outputs"] for launch in launches])
+    result = {
+        **merged(launches, beside),
+        "compiled_share": examined.get("compiled_share"),
+        "precision": examined.get("precision"),
+        "kind": "latency",
+        "key": spec.key,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "evaluation": spec.evaluation,
+        "method": {"name": spec.method, "size": spec.size},
+        "seed": spec.seed,
+        "point": spec.point,
+        "batch": spec.batch,
+        "dtype": spec.dtype,
+        "compile": spec.compile,
+        "memory_format": spec.memory_format,
+        "options": dict(spec.options),
+        "provenance": provenance(shlex.split(command)),
+    }
+    commit_record(spec.folder(work_dir), result)

@@ -1,0 +1,51 @@
+"""What is timed of an evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.errors import UsageError
+from harness.plan.timing import TimingPlan
+from harness.plan.units import DataSpec, LatencySpec
+
+EVALUATION = {
+    "key": "abc",
+    "seed": 3,
+    "method": {"name": "adafocus-v2", "size": "tiny"},
+    "points": [{"name": name} for name in ("full", "exit@0.30", "exit@0.50", "exit@0.75")],
+}
+
+
+def specs(plan: TimingPlan, **changes: Any) -> list[LatencySpec]:
+    return plan.specs(EVALUATION, data=DataSpec("glyphs", "data", "tiny"), machine="m", device="cpu", **changes)
+
+
+def test_every_operating_point_is_timed_at_every_batch_size() -> None:
+    found = [(s.point, s.batch) for s in specs(TimingPlan())]
+    assert found == [(p["name"], b) for p in EVALUATION["points"] for b in (1, 16)]  # type: ignore[index]
+
+
+def test_a_plan_reaches_its_units() -> None:
+    plan = TimingPlan((4,), "bfloat16", "default", "contiguous", 2, 0.5, 5, 7.0)
+    (found,) = specs(plan, points=["full"])
+    assert (found.dtype, found.compile, found.memory_format, found.threads) == (
+        "bfloat16", "default", "contiguous", 2,
+    )  # fmt: skip
+    assert (found.options, found.quiet_wait_s) == ({"min_seconds": 0.5, "launches": 5}, 7.0)
+
+
+def test_an_unknown_point_is_refused_before_anything_runs() -> None:
+    with pytest.raises(UsageError, match=r"unknown operating point of adafocus-v2 'exit@0.7'.*did you mean"):
+        specs(TimingPlan(), points=["exit@0.7"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batches": (0,)}, {"batches": (-1,)}, {"threads": 0}, {"launches": 0}, {"min_seconds": -1.0},
+     {"min_seconds": float("nan")}, {"quiet_wait_s": -1.0}],
+)  # fmt: skip
+def test_less_than_nothing_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="at least 1|0 or more"):
+        TimingPlan(**wrong)
