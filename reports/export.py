@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from harness.measure.launches import summary
 from harness.store.files import write_atomically
 from harness.store.records import Record
-from reports.timings import summary
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the beginning of a formula."""
@@ -106,7 +106,12 @@ def _latency(result: Any) -> dict[str, Any]:
         "driver": device["driver"],
         "status": result["status"],
         "samples": len(result["wall_s"]),
+        "launches": len(result.get("launches") or [0]),
         **summary(result),
+        "disturbed": "; ".join(result.get("disturbed", ())),
+        "others_load": max((n["others"] for n in result.get("launches", ()) if n["others"] is not None), default=None),
+        "compiled_share": result.get("compiled_share"),
+        **_precision(result.get("precision")),
         "device_median_ms": 1e3 * float(pd.Series(result["device_s"]).median()) if result["device_s"] else None,
         "gflops_per_video": sum(result["gflops"]) / sum(result["videos"]) if result["gflops"] else None,
         **{f"{name}_ms_per_video": 1e3 * seconds for name, seconds in (result.get("phases_s") or {}).items()},
@@ -117,6 +122,13 @@ def _latency(result: Any) -> dict[str, Any]:
 
 def _harmless(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def _precision(found: Any) -> dict[str, float | None]:
+    """Agreement with float32, as shares, and the metrics in that precision; float32 itself has none."""
+    agreement, metrics = (found["agreement"], found["metrics"]) if found else ({}, {})
+    same = {f"agreement_{name}": agreement.get(name) for name in ("top1", "exits", "decisions", "boxes")}
+    return same | {f"{name}_in_dtype": entry["value"] for name, entry in metrics.items()}
 
 
 def _json(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +17,7 @@ from matplotlib.patches import Patch
 from harness.authors.published import published_results
 from reports.collect import Group, Method, Point, pareto
 from reports.drawing import FAINT, INK, PAPER, colour, log_ticks, marker, short, wrapped
+from reports.timings import footnote
 
 WIDTH = 5.4
 ROWS_PER_METHOD = 4
@@ -50,7 +52,8 @@ def over_latency(group: Group) -> Figure | None:
     batch = min(t.batch for _, _, t in timed)
     marks = [(m, p, t.ms(0.5)) for m, p, t in timed if t.batch == batch]
     figure = _tradeoff(group, marks, f"median latency at batch {batch} (ms wall clock, log scale)")
-    figure.axes[0].set_title(short(str(setup), 90), fontsize=7.5, fontweight="normal", color=FAINT)
+    title = [short(str(setup), 90), *textwrap.wrap(footnote(t for _, _, t in timed if t.batch == batch), 95)]
+    figure.axes[0].set_title("\n".join(title), fontsize=7.5, fontweight="normal", color=FAINT)
     return figure
 
 
@@ -286,7 +289,7 @@ PLOTS: dict[str, tuple[str, Callable[[Group], Figure | None], str]] = {
     "accuracy-latency": (
         "Accuracy over latency",
         over_latency,
-        "The same operating points, timed on real videos on one machine.",
+        "The same operating points, all timed on real videos on one machine: medians over several launches.",
     ),
     "gflops-distribution": (
         "GFLOPs from video to video",

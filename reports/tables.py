@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from harness.measure.statistics import FEWEST_VIDEOS
 from reports.claims import ONE_POINT, PARETO, Claims
 from reports.collect import Estimate, Group, Method, Point
 from reports.text import Cell, Column, Row, Table
-from reports.timings import Timing
+from reports.timings import BUSY, Timing, footnote
 
 NONE = "–"
 BOLD = "Bold: not distinguishable from the best."
@@ -47,8 +47,9 @@ def headline(group: Group) -> Table:
         for m in group.methods
     )
     latency = f"Latency: {setup}." if setup else "Latency was not measured."
-    note = f"Test: {group.test_videos} videos. {latency} {BOLD if best else ''}".strip()
-    return Table(group.title, note, columns, rows)
+    shown = [t for m in group.methods for t in m.timings if (t.setup, t.point) == (setup, m.default.name)]
+    notes = (f"Test: {group.test_videos} videos.", latency, footnote(shown), BOLD if best else "")
+    return Table(group.title, " ".join(filter(None, notes)), columns, rows)
 
 
 def operating_points(group: Group) -> Table:
@@ -85,45 +86,48 @@ def operating_points(group: Group) -> Table:
         for m in group.methods
         for p in sorted(m.points, key=lambda p: p.gflops)
     )
-    return Table(f"{group.title}: operating points", BOLD if best else "", columns, rows)
+    shown = [t for m in group.methods for t in m.timings if (t.setup, t.batch) == (setup, batch)]
+    note = " ".join(filter(None, (footnote(shown), BOLD if best else "")))
+    return Table(f"{group.title}: operating points", note, columns, rows)
 
 
 def savings(group: Group) -> Table | None:
-    """How much of the MACs saved is saved on the clock, per point and batch; None where nothing was timed."""
-    rows = []
+    """How much of the MACs saved is saved on the clock, per point, at each batch; None where nothing was timed."""
     setup = group.setups[0] if group.setups else None
+    batches = sorted({t.batch for m in group.methods for t in m.timings if t.setup == setup and t.ok})
+    rows, shown = [], []
     for method in group.methods:
-        for timing in sorted((t for t in method.timings if t.setup == setup), key=lambda t: (t.batch, t.gflops or 0.0)):
-            reference = _reference(group, method, timing)
-            if reference is None or not timing.ok or not timing.gflops or not reference[1].gflops:
+        for point in sorted(method.points, key=lambda p: p.gflops):
+            pairs = [_saving(group, method, point.name, batch, setup) for batch in batches]
+            found = next((pair for pair in pairs if pair is not None), None)
+            if found is None:
                 continue
-            macs = 1 - timing.gflops / reference[1].gflops
-            clock = 1 - timing.s_per_video / reference[1].s_per_video
-            if macs > 0.005:
-                cells = (
-                    Cell(method.label),
-                    Cell(timing.point),
-                    Cell(reference[0]),
-                    Cell(str(timing.batch)),
-                    Cell(f"{100 * macs:.0f}"),
-                    Cell(f"{100 * clock:.0f}".replace("-", "−")),
-                    Cell(f"{clock / macs:.2f}".replace("-", "−")),
-                )
-                rows.append(Row(cells, method.style))
+            cells = [Cell(method.label), Cell(point.name), Cell(found[0]), Cell(_percent(_saved_macs(*found[1:])))]
+            for pair in pairs:
+                cells += _saving_cells(*pair[1:]) if pair is not None else [Cell(NONE), Cell(NONE)]
+            rows.append(Row(tuple(cells), method.style))
+            shown += [timing for pair in pairs if pair is not None for timing in pair[1:]]
     if not rows:
         return None
-    columns = (
+    columns = [
         Column("Method", numeric=False),
         Column("Point", numeric=False),
         Column(
             "Against", numeric=False, help="its own costliest timed point; for a method with one point, a static one"
         ),
-        Column("Batch"),
-        Column("MACs saved", "%"),
-        Column("Wall clock saved", "%"),
-        Column("Ratio", "clock / MACs", "1: every multiply-accumulate saved is saved on the clock; below 0: slower"),
-    )
-    return Table(f"{group.title}: saved on paper and on the clock", f"Timed on: {setup}.", columns, tuple(rows))
+        Column("MACs saved", "%", "of the videos timed"),
+    ]
+    for batch in batches:
+        columns += [
+            Column("Clock saved", f"%, batch {batch}", "of the median wall clock"),
+            Column(
+                "Ratio",
+                f"clock / MACs, batch {batch}",
+                "1: every multiply-accumulate saved is saved on the clock; below 0: slower",
+            ),
+        ]
+    note = f"Timed on: {setup}. {footnote(shown)}".strip()
+    return Table(f"{group.title}: saved on paper and on the clock", note, tuple(columns), tuple(rows))
 
 
 def timing_table(group: Group) -> Table | None:
@@ -136,9 +140,10 @@ def timing_table(group: Group) -> Table | None:
         Column("Method", numeric=False),
         Column("Point", numeric=False),
         Column("Batch"),
-        Column("Median", "ms"),
+        Column("Median", "ms [95 % over launches]", "launches are drawn with replacement, then samples within each"),
         Column("p90", "ms"),
         Column("p99", "ms"),
+        Column("Launches", "", "fresh processes, methods interleaved"),
         Column("Throughput", "videos/s"),
         Column("Peak memory", "MB"),
         Column("Model", "ms per video"),
@@ -147,7 +152,8 @@ def timing_table(group: Group) -> Table | None:
         Column("Transfer", "ms per video"),
         Column("Setup", numeric=False),
     )
-    return Table(f"{group.title}: timings", "", columns, rows)
+    note = footnote(t for _, t in timed)
+    return Table(f"{group.title}: timings", " ".join(filter(None, [*_precision_notes(timed), note])), columns, rows)
 
 
 def findings(group: Group) -> list[str]:
@@ -179,6 +185,7 @@ def findings(group: Group) -> list[str]:
         fast, timing = min(timed, key=lambda entry: entry[1].ms(0.5))
         lines.append(
             f"Fastest measured within one point of it at batch {batch}: {_named(*fast)}, {ms(timing.ms(0.5))} ms"
+            f"{f' {BUSY}' if timing.disturbed else ''}"
             f"{margin(fast[1])}{claims.within(fast[1], best)}."
         )
     return [*lines, claims.caveat()]
@@ -216,7 +223,9 @@ def latency_cell(timing: Timing | None) -> Cell:
     """Median / p90, or why there is none."""
     if timing is None:
         return Cell(NONE)
-    return Cell(f"{ms(timing.ms(0.5))} / {ms(timing.ms(0.9))}") if timing.ok else Cell("out of memory")
+    if not timing.ok:
+        return Cell("out of memory")
+    return Cell(f"{ms(timing.ms(0.5))} / {ms(timing.ms(0.9))}", timing.note)
 
 
 def _headline_cells(
@@ -239,7 +248,7 @@ def _headline_cells(
         _seeds_cell(point.metrics[group.metric.name], point.seeds),
         _cost_cell(point, cost),
         latency_cell(first),
-        Cell(f"{fastest.videos_per_s:.0f}", f"({fastest.batch})") if fastest else Cell(NONE),
+        Cell(f"{fastest.videos_per_s:.0f}", f"({fastest.batch}) {fastest.note}".strip()) if fastest else Cell(NONE),
         Cell(f"{memory / 1e6:.0f}", f"({fastest.batch})") if memory and fastest else Cell(NONE),
         Cell(f"{about['parameters'] / 1e6:.{2 if about['parameters'] < 1e7 else 1}f}"),
         Cell(f"{mean('seconds'):.0f}", f"({mean('own_seconds'):.0f})"),
@@ -249,16 +258,63 @@ def _headline_cells(
 
 def _timing_cells(timing: Timing) -> list[Cell]:
     if not timing.ok:
-        return [Cell("out of memory"), *[Cell(NONE)] * 8, Cell(timing.setup)]
+        return [Cell("out of memory"), *[Cell(NONE)] * 9, Cell(timing.setup)]
     phases = timing.phases_ms
     memory = timing.peak_memory_bytes
+    low, high = timing.interval_ms
     return [
-        *(Cell(ms(timing.ms(q))) for q in (0.5, 0.9, 0.99)),
+        Cell(ms(timing.ms(0.5)), f"[{ms(low)}, {ms(high)}] {timing.note}".strip()),
+        *(Cell(ms(timing.ms(q))) for q in (0.9, 0.99)),
+        Cell(str(timing.launches)),
         Cell(f"{timing.videos_per_s:.0f}"),
         Cell(f"{memory / 1e6:.0f}" if memory else NONE),
         *(Cell(ms(phases[n]) if n in phases else NONE) for n in ("model", "decode", "transform", "transfer")),
         Cell(timing.setup),
     ]
+
+
+def _precision_notes(timed: Iterable[tuple[Method, Timing]]) -> Iterator[str]:
+    """Of every timing in half precision, how often it says what float32 says, and how good it is."""
+    told: dict[str, None] = {}
+    for method, timing in timed:
+        for result in (r.result for r in timing.records):
+            if found := result.get("precision"):
+                shares = {name: found["agreement"][name] for name in ("top1", "exits", "decisions", "boxes")}
+                same = [f"{name} {100 * share:.1f} %" for name, share in shares.items() if share is not None]
+                name, metric = next(iter(found["metrics"].items()))
+                told[
+                    f"{method.label} at {timing.point} in {result['dtype']}: {name} {metric['value']:.1f}, the same as "
+                    f"in float32: {', '.join(same)}."
+                ] = None
+    yield from told
+
+
+def _saving(
+    group: Group, method: Method, point: str, batch: int, setup: str | None
+) -> tuple[str, Timing, Timing] | None:
+    """What a point is held against, its timing and the other's; None where it saves nothing or was not timed."""
+    timing = method.timing(point, batch, setup) if setup else None
+    if timing is None or not timing.ok or not timing.gflops:
+        return None
+    reference = _reference(group, method, timing)
+    if reference is None or not reference[1].gflops or _saved_macs(timing, reference[1]) <= 0.005:
+        return None
+    return reference[0], timing, reference[1]
+
+
+def _saved_macs(timing: Timing, reference: Timing) -> float:
+    assert timing.gflops is not None and reference.gflops
+    return 1 - timing.gflops / reference.gflops
+
+
+def _saving_cells(timing: Timing, reference: Timing) -> list[Cell]:
+    clock = 1 - timing.s_per_video / reference.s_per_video
+    note = " ".join(dict.fromkeys(filter(None, (timing.note, reference.note))))
+    return [Cell(_percent(clock), note), Cell(f"{clock / _saved_macs(timing, reference):.2f}".replace("-", "−"))]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}".replace("-", "−")
 
 
 def metric_cell(value: float, low: float, high: float, *, videos: int, best: bool = False) -> Cell:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from harness.measure.launches import by_launch, compile_label, median_interval
 from harness.store.records import Record
+
+BUSY = "†"
+"""Beside a figure that was disturbed; `footnote` says by what."""
+LOAD = re.compile(r"load ([0-9.]+) per core")
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Timing:
     point: str
     batch: int
     setup: str
-    """Device, dtype, compile mode, memory format and threads: only equal ones are compared."""
+    """Device, dtype, compile mode, memory format, threads and kernel settings: only equal ones are compared."""
     records: tuple[Record, ...]
 
     @property
@@ -50,6 +56,28 @@ class Timing:
     def s_per_video(self) -> float:
         """Median seconds of a batch, per video in it."""
         return float(np.median(self.wall_s)) * self.wall_s.size / self.videos
+
+    @cached_property
+    def interval_ms(self) -> tuple[float, float]:
+        """95 % interval of the median over launches and samples."""
+        low, high = median_interval([part for r in self.records for part in by_launch(r.result)])
+        return 1e3 * low, 1e3 * high
+
+    @property
+    def launches(self) -> int:
+        """Fresh processes that timed it."""
+        return sum(len(r.result.get("launches") or [0]) for r in self.records)
+
+    @property
+    def disturbed(self) -> tuple[str, ...]:
+        """What disturbed it, in words; empty where nothing is known to have done so."""
+        return tuple(dict.fromkeys(text for r in self.records for text in r.result.get("disturbed", ())))
+
+    @property
+    def note(self) -> str:
+        """What a reader must see beside each of its figures: `BUSY`, and how much of it ran compiled where not all."""
+        partly = [label for r in self.records if (label := _compiled(r.result)) not in ("", "compiled")]
+        return " ".join([*([BUSY] if self.disturbed else []), *dict.fromkeys(partly)])
 
     @property
     def gflops(self) -> float | None:
@@ -90,16 +118,31 @@ def setup_label(result: Mapping[str, Any]) -> str:
         result["memory_format"].replace("_", " "),
         f"{result['threads']} thread{'s' if result['threads'] != 1 else ''}",
     ]
-    return ", ".join([*parts, f"compiled ({result['compile']})"] if result["compile"] else parts)
+    parts += [f"torch.compile {result['compile']}"] if result["compile"] else []
+    return ", ".join([*parts, *_kernel_settings(device.get("kernels") or {})])
 
 
-def summary(result: Mapping[str, Any], resamples: int = 1000) -> dict[str, float | None]:
-    """Median per batch with its 95 % bootstrap interval, p90, p95, p99 (ms) and videos per second; None: not timed."""
-    wall = np.asarray(result["wall_s"], dtype=float)
-    names = ("median_ms", "p90_ms", "p95_ms", "p99_ms", "median_low_ms", "median_high_ms", "videos_per_s")
-    if not wall.size:
-        return dict.fromkeys(names)
-    draws = np.random.default_rng(0).choice(wall, (resamples, wall.size))
-    times = [*np.quantile(wall, (0.5, 0.9, 0.95, 0.99)), *np.quantile(np.median(draws, axis=1), (0.025, 0.975))]
-    values = [*(1e3 * float(t) for t in times), float(sum(result["videos"]) / wall.sum())]
-    return dict(zip(names, values, strict=True))
+def footnote(timings: Iterable[Timing | None]) -> str:
+    """What `BUSY` means where one of these timings bears it; else empty."""
+    reasons = dict.fromkeys(text for t in timings if t is not None for text in t.disturbed)
+    if not reasons:
+        return ""
+    loads = [float(found[1]) for text in reasons if (found := LOAD.match(text))]
+    words = [text for text in reasons if not LOAD.match(text)]
+    if loads:
+        span = f"{min(loads):.2f}" + (f" to {max(loads):.2f}" if max(loads) > min(loads) else "")
+        words.insert(0, f"load {span} per core by other processes")
+    return f"{BUSY} taken while the machine was busy: {'; '.join(words)}."
+
+
+def _compiled(result: Mapping[str, Any]) -> str:
+    return compile_label(result["compile"], result.get("compiled_share"))
+
+
+def _kernel_settings(kernels: Mapping[str, Any]) -> list[str]:
+    """Settings of a GPU's kernels that change how fast and how exactly it computes."""
+    if not kernels:
+        return []
+    tf32 = [name for name in ("convolution", "matmul") if kernels.get(f"tf32_{name}")]
+    others = [name.replace("_", " ") for name in ("cudnn_benchmark", "deterministic") if kernels.get(name)]
+    return [f"TF32 {' and '.join(tf32)}" if tf32 else "no TF32", *others]

@@ -281,8 +281,9 @@ class Factory:
         status: str = "ok",
         device: str = "Some CPU",
         kind: str = "cpu",
+        **overrides: Any,
     ) -> Record:
-        """Commit a latency record of one operating point of `record`."""
+        """Commit a latency record of one operating point of `record`; `overrides` replace top-level entries."""
         result = record.result
         chosen = next(p for p in result["points"] if p["name"] == point)
         cost = chosen["gflops"]["mean"]
@@ -291,7 +292,7 @@ class Factory:
         wall = (
             (ms * (0.4 + 0.6 * batch) / 1e3 * (1 + 0.08 * rng.exponential(size=24))).tolist() if status == "ok" else []
         )
-        key = digest([result["key"], point, batch, device, status])
+        key = digest([result["key"], point, batch, device, status, overrides])
         latency = {
             "kind": "latency",
             "key": key,
@@ -316,8 +317,18 @@ class Factory:
             "frames_decoded": 24.0,
             "peak_memory_bytes": 250_000_000 + 1_000_000 * batch,
             "warmup": 5,
+            "launches": [
+                {"forwards": 8, "warmup": 5, "others": 0.02, "gpu_others": None, "slowed": [], "clocks": {}}
+                for _ in range(len(wall) // 8)
+            ],
+            "disturbed": [],
+            "outputs": {"videos": 64, "differing": 0, "exits": 0, "largest": 0.0},
+            "compiled_share": None,
+            "precision": None,
+            "options": {"min_seconds": 1.0, "launches": 3},
             "provenance": result["provenance"],
             "sources": {},
+            **overrides,
         }
         return commit_record(self.work_dir / "records" / "latency" / key, latency)
 

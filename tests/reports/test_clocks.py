@@ -1,0 +1,129 @@
+"""What a report says of its latencies: intervals over launches, marks of disturbed and partly compiled figures."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from matplotlib.collections import PathCollection
+
+import reports
+from reports import plots, tables
+from reports.collect import Group, collect
+from reports.timings import BUSY, setup_label
+from tests.reports.conftest import AR_NET, TSN, V2, Factory
+
+LOAD = "load 0.62 per core by other processes"
+
+
+def only_group(factory: Factory) -> Group:
+    (group,) = collect([factory.work_dir]).groups
+    return group
+
+
+def cells(table: tables.Table | None, title: str) -> list[str]:
+    """Texts and notes of a column."""
+    assert table is not None
+    place = [c.title for c in table.columns].index(title)
+    return [f"{row.cells[place].text} {row.cells[place].note}".strip() for row in table.rows]
+
+
+def test_a_disturbed_figure_is_marked_in_every_table_and_explained(factory: Factory) -> None:
+    record = factory.evaluation(TSN)
+    factory.latency(record, ms=10.0, disturbed=[LOAD])
+    factory.latency(record, "frames=4", ms=6.0, disturbed=["load 0.31 per core by other processes"])
+    factory.latency(record, "frames=2", ms=4.0)
+    group = only_group(factory)
+    note = f"{BUSY} taken while the machine was busy: load 0.31 to 0.62 per core by other processes."
+    assert BUSY in cells(tables.headline(group), "Latency")[0]
+    assert f"{BUSY} taken while the machine was busy: {LOAD}." in tables.headline(group).note
+    marked = [BUSY in cell for cell in cells(tables.operating_points(group), "Latency")]
+    assert marked == [False, False, True, True], "frames=1 (not timed), frames=2, frames=4, full"
+    assert [BUSY in cell for cell in cells(tables.timing_table(group), "Median")] == [False, True, True]
+    for table in (tables.operating_points(group), tables.timing_table(group), tables.savings(group)):
+        assert table is not None and note in table.note
+    assert all(BUSY in cell for cell in cells(tables.savings(group), "Clock saved")), "their reference is disturbed"
+    figure = plots.over_latency(group)
+    assert figure is not None and "machine was busy" in " ".join(figure.axes[0].get_title().split())
+
+
+def test_a_quiet_report_bears_no_mark(factory: Factory) -> None:
+    factory.usual(1, [TSN, V2])
+    group = only_group(factory)
+    for table in (tables.headline(group), tables.operating_points(group), tables.savings(group)):
+        assert table is not None and BUSY not in table.note
+        assert not any(BUSY in cell.note for row in table.rows for cell in row.cells)
+
+
+@pytest.mark.parametrize(("share", "note"), [(0.06, "partly compiled (6%)"), (0.95, "")])
+def test_what_is_partly_compiled_says_so(factory: Factory, share: float, note: str) -> None:
+    factory.latency(factory.evaluation(AR_NET), compile="default", compiled_share=share)
+    group = only_group(factory)
+    assert "torch.compile default" in group.setups[0]
+    (cell,) = cells(tables.headline(group), "Latency")
+    assert cell.endswith(note) and ("compiled" in cell) == bool(note)
+
+
+def test_the_interval_of_a_median_covers_its_launches(factory: Factory) -> None:
+    wall = [0.010, 0.0101, 0.0099] * 3 + [0.020, 0.0201, 0.0199] * 3
+    launches = [{"forwards": 9, "others": None}, {"forwards": 9, "others": None}]
+    more = {"wall_s": wall, "videos": [1] * 18, "gflops": [0.1] * 18}
+    factory.latency(factory.evaluation(TSN), launches=launches, **more)
+    group = only_group(factory)
+    (timing,) = group.methods[0].timings
+    low, high = timing.interval_ms
+    assert low < 10.2 and high > 19.8
+    assert (timing.launches, cells(tables.timing_table(group), "Launches")) == (2, ["2"])
+    frame = pd.read_csv(write(factory) / "latency.csv")
+    assert frame.median_low_ms[0] == pytest.approx(low) and frame.launches[0] == 2
+
+
+def test_records_of_one_launch_are_read(factory: Factory) -> None:
+    record = factory.latency(factory.evaluation(TSN))
+    old = {"launches", "disturbed", "outputs", "compiled_share", "precision", "options"}
+    path = record.path / "result.json"
+    path.write_text(pd.Series({k: v for k, v in record.result.items() if k not in old}).to_json())
+    group = only_group(factory)
+    assert group.methods[0].timings[0].launches == 1
+    assert cells(tables.timing_table(group), "Median")[0].endswith("]")
+
+
+def test_tf32_and_deterministic_kernels_are_part_of_the_setup(factory: Factory) -> None:
+    device = {"name": "GPU", "kind": "cuda", "fingerprint": "f", "driver": "1", "clocks": {}}
+    exact = {"tf32_convolution": False, "tf32_matmul": False, "deterministic": True}
+    fast = {"tf32_convolution": True, "tf32_matmul": False, "cudnn_benchmark": True}
+    result = factory.latency(factory.evaluation(TSN)).result
+    setups = [setup_label({**result, "device": {**device, "kernels": kernels}}) for kernels in (exact, fast)]
+    assert setups[0].endswith("no TF32, deterministic") and setups[1].endswith("TF32 convolution, cudnn benchmark")
+
+
+def test_half_precision_tells_how_often_it_agrees(factory: Factory) -> None:
+    metrics = {"top1": {"value": 71.0, "low": 65.0, "high": 77.0}}
+    agreement = {"top1": 0.985, "exits": 0.97, "decisions": None, "boxes": 1.0}
+    found = {"videos": 200, "agreement": agreement, "metrics": metrics}
+    factory.latency(factory.evaluation(V2), dtype="bfloat16", precision=found)
+    table = tables.timing_table(only_group(factory))
+    assert table is not None
+    told = "in bfloat16: top1 71.0, the same as in float32: top1 98.5 %, exits 97.0 %, boxes 100.0 %."
+    assert f"AdaFocus V2 at full {told}" in table.note
+    frame = pd.read_csv(write(factory) / "latency.csv")
+    assert (frame.agreement_exits[0], frame.top1_in_dtype[0]) == (0.97, 71.0)
+
+
+def test_every_point_is_on_the_latency_plot_and_in_one_row_of_the_savings(factory: Factory) -> None:
+    factory.usual(1, [TSN, V2])
+    group = only_group(factory)
+    figure = plots.over_latency(group)
+    assert figure is not None
+    drawn = {tuple(at) for c in figure.axes[0].collections if isinstance(c, PathCollection) for at in c.get_offsets()}
+    assert len(drawn) == sum(len(m.points) for m in group.methods)
+    table = tables.savings(group)
+    assert table is not None
+    assert len(table.rows) == sum(len(m.points) - 1 for m in group.methods), "both batch sizes stand in one row"
+    assert [c.unit for c in table.columns][4:] == ["%, batch 1", "clock / MACs, batch 1", "%, batch 16",
+                                                   "clock / MACs, batch 16"]  # fmt: skip
+
+
+def write(factory: Factory):
+    """The folder of a whole report."""
+    reports.build([factory.work_dir], factory.work_dir / "report")
+    return factory.work_dir / "report"
