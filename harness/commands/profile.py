@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.commands.arguments import resolve_device
 from harness.contract.values import plain
-from harness.errors import OK, UsageError
+from harness.errors import OK
 from harness.measure import profiling
 from harness.measure.parts import built, synthetic_clips
 from harness.plan.overrides import parse_sets
@@ -25,8 +25,6 @@ def profile(
     as_json: bool,
 ) -> int:
     """Time per component on synthetic clips."""
-    if batch < 1:
-        raise UsageError(f"--batch: numbers must be at least 1, not {batch}")
     recognizer = built(method, size, resolution, 10, parse_sets(sets)[0].settings)
     clips = {
         name: clip.expand(batch, *clip.shape[1:]).contiguous() for name, clip in synthetic_clips(recognizer).items()

@@ -130,11 +130,15 @@ def test_eval_refuses_what_does_not_fit(undisturbed: Path, tmp_path: Path) -> No
 
 @pytest.mark.timeout(400)
 def test_latency_report_and_compare_of_finished_results(undisturbed: Path, tmp_path: Path) -> None:
-    done = bench("latency", "tsn", "--batch", "1,2", "--min-seconds", "0.05", "--work-dir", str(undisturbed), "--json")
+    how = ["--batch", "1,2", "--point", "full", "--min-seconds", "0.05", "--launches", "2", "--quiet-wait", "0"]
+    done = bench("latency", "tsn", *how, "--work-dir", str(undisturbed), "--json")
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
     rows = json.loads(done.stdout)
     assert [row["status"] for row in rows] == ["ok", "ok"]
-    assert all(row["median_ms"] > 0 for row in rows)
+    assert all(row["median_low_ms"] <= row["median_ms"] <= row["median_high_ms"] for row in rows)
+    records = [json.loads(path.read_text()) for path in (undisturbed / "records" / "latency").glob("*/result.json")]
+    assert all(len(r["launches"]) == 2 and r["outputs"]["differing"] == 0 for r in records)
+    assert sorted(r["batch"] for r in records) == [1, 2]
     done = bench("report", str(undisturbed), "--out", str(tmp_path / "report"))
     assert done.returncode == 0, done.stderr[-2000:]
     page = (tmp_path / "report" / "index.html").read_text()

@@ -61,3 +61,9 @@ def test_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BenchError, match="--out"):
         profile(TwoParts(), clips(), out=tmp_path / "file" / "trace.json", repeats=1)
+
+
+def test_trace_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "trace.json").mkdir()
+    with pytest.raises(BenchError, match=r"cannot write .*trace\.json.*--out"):
+        profile(TwoParts(), clips(), out=tmp_path / "trace.json", repeats=1)
