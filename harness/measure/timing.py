@@ -261,7 +261,7 @@ def box_agreement(
 
 def _precision(model: _Model, name: str, setup: LatencySpec) -> tuple[dict[str, Any], Arrays]:
     point, evaluated = model.point(name), model.evaluated(name)
-    evaluator = Evaluator(model.recognizer, model.videos, model.protocol, device=setup.device)
+    evaluator = Evaluator(model.recognizer, model.videos, model.protocol, device=setup.device, counted=False)
     with in_precision(model.recognizer, setup.dtype):
         found = evaluator.run(point, model.protocol.test_split)
     prefix = f"{model.entry(name)['prefix']}_decision_"
