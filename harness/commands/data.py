@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness.commands.options import Videos
-from harness.data.cards import SIZES, dataset_card
-from harness.data.check import check
+from harness.data.cards import SIZES, DatasetCard, dataset_card
+from harness.data.check import inspect
 from harness.data.lists import first_existing
 from harness.data.render import render
-from harness.data.videos import listed, open_dataset
+from harness.data.videos import duplicates, listed, open_dataset, overlaps, require_classes, untrained, usable
 from harness.errors import FAILED, OK, UsageError, unknown
 
 
@@ -49,18 +49,43 @@ def prepare(names: Sequence[str], *, data_root: Path) -> int:
 
 
 def check_set(name: str, found: Videos, *, full: bool, size: str, as_json: bool) -> int:
-    """All broken videos of a data set; 1 where there are any."""
+    """Everything that is wrong with a data set, or worth knowing; 1 where a run would refuse it."""
     card, splits = listed(name, size=size, **asdict(found))
-    entries = list({e.path: e for entries in splits.values() for e in entries}.values())
-    problems = check(entries, full, template=card.template, cache_dir=found.data_root)
+    entries = list({e.id: e for chosen in splits.values() for e in chosen}.values())
+    infos, problems = inspect(entries, full, template=card.template, cache_dir=found.data_root)
+    kept, dropped = usable(card, splits, infos, {p.id for p in problems})
+    contents = {i: info.content for i, info in infos.items()}
+    refused = overlaps(card, kept, contents)
+    shown: dict[str, Sequence[Any]] = {
+        "broken": [asdict(p) for p in problems],
+        "overlapping": [{"splits": pair, "videos": same} for pair, same in refused.items()],
+        "duplicates": duplicates(kept, contents),
+        "dropped": dropped,
+        "untrained": untrained(card, kept) if "train" in kept else [],
+    }
     if as_json:
-        print(json.dumps([asdict(p) for p in problems], indent=1))
+        print(json.dumps(shown, indent=1))
     else:
-        for problem in problems:
-            print(f"{problem.id}: {problem.reason}")
+        _print_checked(card, shown)
         how = "decoded whole" if full else "opened"
-        print(f"{len(entries)} videos {how}, {len(problems)} broken")
-    return FAILED if problems else OK
+        print(f"{len(entries)} videos {how}, " + ", ".join(f"{len(found)} {what}" for what, found in shown.items()))
+    if "train" in splits:
+        require_classes(card, splits)
+    return FAILED if problems or refused else OK
+
+
+def _print_checked(card: DatasetCard, shown: Mapping[str, Sequence[Any]]) -> None:
+    for problem in shown["broken"]:
+        print(f"{problem['id']}: {problem['reason']}")
+    for overlap in shown["overlapping"]:
+        for one, other in overlap["videos"]:
+            print(f"{one}: is in {' and '.join(overlap['splits'])}{f' (as {other})' if one != other else ''}")
+    for group in shown["duplicates"]:
+        print(f"equal content: {', '.join(group)}")
+    for short in shown["dropped"]:
+        print(f"{short}: has fewer than {card.min_frames} frames, left out")
+    for name in shown["untrained"]:
+        print(f"class {name}: has no training video")
 
 
 def stats(name: str, opened: Videos, *, size: str, as_json: bool) -> int:
@@ -84,6 +109,9 @@ def stats(name: str, opened: Videos, *, size: str, as_json: bool) -> int:
         "decoder": dict(videos.decoder),
         "fingerprint": videos.fingerprint,
         "splits": splits,
+        "dropped": videos.dropped,
+        "duplicates": videos.duplicates,
+        "untrained": videos.untrained,
     }
     if as_json:
         print(json.dumps(found, indent=1))
@@ -94,4 +122,7 @@ def stats(name: str, opened: Videos, *, size: str, as_json: bool) -> int:
         sizes = row["per_class"].values()
         spread = f"per class {min(sizes, default=0)}-{max(sizes, default=0)}"
         print(f"  {split:6} {row['videos']:7} videos, frames {row['frames']}, {spread}")
+    for what in ("dropped", "duplicates", "untrained"):
+        if getattr(videos, what):
+            print(f"{what}: {len(getattr(videos, what))}; `bench.py data check {name}` names them")
     return OK

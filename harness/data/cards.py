@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Literal
 
 from harness.errors import UsageError, unknown
@@ -102,12 +103,16 @@ def dataset_summaries() -> dict[str, str]:
 
 
 def csv_card(name: str) -> DatasetCard:
-    """The card of `csv:PATH`; classes follow when the file is read."""
+    """The card of `csv:PATH`; classes follow when the file is read.
+
+    It is called by the last two parts of the path: a record does not depend on where the data lie.
+    """
     if not name.removeprefix(CSV_PREFIX):
         raise UsageError("csv: needs a path: csv:videos/labels.csv")
+    title = "/".join(PurePath(name.removeprefix(CSV_PREFIX)).parts[-2:])
     return DatasetCard(
-        name=name,
-        title=name.removeprefix(CSV_PREFIX),
+        name=CSV_PREFIX + title,
+        title=title,
         summary="videos listed in a CSV file",
         kind="videos",
         metric="top1",

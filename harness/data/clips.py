@@ -25,7 +25,7 @@ from harness.data.decode import iterate, probe
 from harness.data.lists import VideoEntry
 from harness.data.sampling import sample
 from harness.data.videos import VideoSet
-from harness.errors import UsageError, unknown
+from harness.errors import DataError, UsageError, unknown
 
 from mmaction.structures import ActionDataSample
 
@@ -88,7 +88,7 @@ class ClipDataset(Dataset):
             raise unknown("split", split, videos.splits)
         if not requests or len({r.name for r in requests}) != len(requests):
             raise UsageError(f"clip requests need distinct names: {[r.name for r in requests]}")
-        self.entries = videos.splits[split]
+        self.videos, self.entries = videos, videos.splits[split]
         self.card, self.geometry = videos.card, videos.card.geometry[videos.size]
         self.split, self.requests = split, tuple(requests)
         self.train, self.seed, self.repeats = train, seed, repeats
@@ -165,7 +165,10 @@ class ClipDataset(Dataset):
 
     def _decode(self, entry: VideoEntry, numbers: Any) -> dict[int, np.ndarray]:
         frames = iterate(entry.path, [int(n) for n in numbers], template=self.card.template)
-        return {number: transforms.resize_short(frame, self.geometry.resize) for number, frame in frames}
+        try:
+            return {number: transforms.resize_short(frame, self.geometry.resize) for number, frame in frames}
+        except DataError as error:
+            raise self.videos.quarantine(entry, error) from None
 
     def _transform(self, frames: Mapping[str, np.ndarray], rng: np.random.Generator | None) -> dict[str, Tensor]:
         height, width = next(iter(frames.values())).shape[1:3]

@@ -13,10 +13,13 @@ applied; the pixel aspect ratio is not.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import av
@@ -33,9 +36,13 @@ PACKET_PER_FRAME = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mjpeg"})
 placeholder packets and are decoded to be counted."""
 BT601_OR_UNSPECIFIED = (2, 5, 6)
 LIMITED_OR_UNSPECIFIED = (0, 1)
+DEFAULT_TEMPLATE = "{:05d}.jpg"
 FRAMES_PATH = "frames+cv2"
 FAST_PATH = "pyav+cv2"
 SWSCALE_PATH = "pyav+swscale"
+NARROWEST = 16
+"""Longer side of a frame as a multiple of the shorter, at most: the shorter is resized to the same pixels in all
+videos, so that a frame of 2 x 4096 pixels would take 400 MB."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class VideoInfo:
     decoder_path: str
     rotation: int
     """Degrees counter-clockwise that the decoder turns the stored frames by: 0, 90, 180 or 270."""
+    content: str = ""
+    """What the video holds (`harness.data.identity`); empty where nobody looked."""
 
 
 def probe(path: Path | str, *, template: str | None = None, frames: int | None = None) -> VideoInfo:
@@ -61,21 +70,30 @@ def probe(path: Path | str, *, template: str | None = None, frames: int | None =
         frames: For a folder: number of frames of the list; counted where None.
 
     Raises:
-        DataError: Missing, empty, not a video, without frames, or truncated; says which.
+        DataError: Missing, unreadable, empty, not a video, without frames, truncated, or so narrow that no pipeline
+            can use it; of a folder: frames that are missing, numbered from 0 or of another size; says which.
     """
     path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: missing")
-    if path.is_dir():
-        return _probe_folder(path, template or "{:05d}.jpg", frames)
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: empty file")
-    with _opened(path) as (container, stream):
-        count, first = _count(path, container, stream)
-        rate = stream.average_rate
-        turn = _rotation(first)
-        width, height = (first.width, first.height)[:: -1 if turn % 180 else 1]
-        return VideoInfo(count, width, height, float(rate) if rate else None, _path_of(first), turn)
+    try:
+        if not path.exists():
+            raise DataError(f"{path}: missing")
+        if path.is_dir():
+            info = _probe_folder(path, template or DEFAULT_TEMPLATE, frames)
+        elif path.stat().st_size == 0:
+            raise DataError(f"{path}: empty file")
+        else:
+            info = _probe_file(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+    if max(info.width, info.height) > NARROWEST * min(info.width, info.height):
+        raise DataError(f"{path}: {info.width} x {info.height} pixels: the longer side may be at most {NARROWEST} "
+                        "times the shorter; cut it")
+    return info
+
+
+def frame_file(template: str, number: int) -> str:
+    """File name of frame `number` (0-based) in a folder of frames."""
+    return template.format(number + 1)
 
 
 def count_frames(path: Path | str) -> int:
@@ -112,9 +130,16 @@ def iterate(
     if not wanted or wanted[0] < 0:
         raise DataError(f"{path}: frame numbers must be non-negative, and at least one is needed: {wanted[:3]}")
     if path.is_dir():
+        shape: tuple[int, ...] | None = None
         for number in wanted:
+            file = path / frame_file(template or DEFAULT_TEMPLATE, number)
+            image = read_jpeg(file)
             tally["frames"] += 1
-            yield number, read_jpeg(path / (template or "{:05d}.jpg").format(number + 1))
+            shape = shape or image.shape
+            if image.shape != shape:
+                raise DataError(f"{file}: {_pixels(image.shape)} pixels, other frames of the folder {_pixels(shape)}; "
+                                "extract them again at one size")
+            yield number, image
         return
     if not path.exists():
         raise DataError(f"{path}: missing")
@@ -246,15 +271,41 @@ def _rotation(frame: VideoFrame) -> int:
     return round(frame.rotation / 90) * 90 % 360
 
 
+def _probe_file(path: Path) -> VideoInfo:
+    with _opened(path) as (container, stream):
+        count, first = _count(path, container, stream)
+        rate = stream.average_rate
+        turn = _rotation(first)
+        width, height = (first.width, first.height)[:: -1 if turn % 180 else 1]
+        return VideoInfo(count, width, height, float(rate) if rate else None, _path_of(first), turn)
+
+
 def _probe_folder(path: Path, template: str, frames: int | None) -> VideoInfo:
-    if frames is None:
-        frames = 0
-        while (path / template.format(frames + 1)).exists():
-            frames += 1
-    if frames < 1:
-        raise DataError(f"{path}: no frame named {template.format(1)}")
-    first = read_jpeg(path / template.format(1))
-    last = path / template.format(frames)
-    if not last.exists() or last.stat().st_size == 0:
-        raise DataError(f"{last}: {'empty file' if last.exists() else 'missing'} (the list names {frames} frames)")
-    return VideoInfo(frames, first.shape[1], first.shape[0], None, FRAMES_PATH, 0)
+    first = frame_file(template, 0)
+    names = [file.name for file in path.iterdir()]
+    numbers = {int(n[1]) for n in map(_numbered(template).fullmatch, names) if n and template.format(int(n[1])) == n[0]}
+    if 0 in numbers:
+        raise DataError(f"{path}: frames are numbered from 0 ({template.format(0)}); number them from 1 ({first})")
+    if not numbers:
+        raise DataError(f"{path}: no frame named {first}{f'; it holds {min(names)}' if names else ''}")
+    last = max(numbers) if frames is None else frames
+    if last < 1:
+        raise DataError(f"{path}: the list names {frames} frames")
+    missing = last - sum(number <= last for number in numbers)
+    if missing:
+        gap = template.format(next(i for i in itertools.count(1) if i not in numbers))
+        stated = f" (the list names {frames} frames)" if frames is not None else ""
+        raise DataError(f"{path}: {missing} of its frames missing, the first is {gap}{stated}")
+    numbers_shown = sorted({0, (last - 1) // 2, last - 1})
+    shown = [image for _, image in iterate(path, numbers_shown, template=template)]
+    return VideoInfo(last, shown[0].shape[1], shown[0].shape[0], None, FRAMES_PATH, 0)
+
+
+@cache
+def _numbered(template: str) -> re.Pattern[str]:
+    before, after = re.split(r"\{.*\}", template)
+    return re.compile(f"{re.escape(before)}([0-9]+){re.escape(after)}")
+
+
+def _pixels(shape: Sequence[int]) -> str:
+    return f"{shape[1]} x {shape[0]}"

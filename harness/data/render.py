@@ -64,8 +64,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a rendered set; raises DataError where there is none."""
     path = folder / "manifest.json"
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        manifest = json.loads(path.read_text())
+        return {name: manifest[name] for name in ("version", "parameters", "videos")} | manifest
+    except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{folder} is not a rendered set (no readable manifest.json); remove it and run "
                         "`bench.py data render`") from None
 

@@ -1,4 +1,4 @@
-"""Open a dataset: lists read, videos checked, splits fixed, fingerprint taken. No torch.
+"""Open a dataset: lists read, videos checked, splits fixed and held apart, fingerprint taken. No torch.
 
     videos = open_dataset("glyphs", data_root=Path("data"), size="tiny")
     videos.splits["test"][0].path, videos.fingerprint
@@ -10,26 +10,38 @@ Layout of a data root:
         frames/ or videos/          where the lists' paths start (else the folder itself)
 
 Splits: a list per split where the set has one; `calib` is else the 10 % of train with the smallest
-SHA-256 of their id, which then leave train; `val` is else the calibration videos (not test).
+SHA-256 of their id, which then leave train; `val` is else the calibration videos (not test). No video is in
+two splits, except that val and calib may share theirs (docs/data.md#no-video-in-two-splits).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.contract.values import plain
 from harness.data.cards import CSV_PREFIX, SIZES, DatasetCard, dataset_card
-from harness.data.check import Problem, describe, inspect
+from harness.data.check import Problem, describe, inspect, reason_of, remember_broken
 from harness.data.decode import VideoInfo
-from harness.data.lists import CsvTable, VideoEntry, first_existing, read_classes, read_csv, read_list
-from harness.errors import DataError, UsageError
+from harness.data.lists import (
+    CsvTable,
+    VideoEntry,
+    first_existing,
+    read_classes,
+    read_csv,
+    read_list,
+    require_printable,
+)
+from harness.errors import DataError, UsageError, unknown
 
 SPLITS = ("train", "calib", "val", "test")
+APART = (("train", "calib"), ("train", "val"), ("train", "test"), ("calib", "test"), ("val", "test"))
+"""Roles that share no video. Calibration and selection may: neither trains, neither is tested."""
 CALIB_SHARE = 0.1
 Splits = dict[str, tuple[VideoEntry, ...]]
 
@@ -43,14 +55,22 @@ class VideoSet:
     size: str
     splits: Mapping[str, tuple[VideoEntry, ...]]
     fingerprint: str
-    """SHA-256 over ids, labels, split, decoder path, spatial pipeline, classes and card version; not over
-    the frame request."""
+    """SHA-256 over ids, labels, split, decoder path and content of all videos, spatial pipeline, classes and card
+    version; not over the frame request, nor over where the files lie (docs/data.md#identity)."""
     decoder: Mapping[str, int]
     """Decoder path -> number of videos."""
     missing: list[str] = field(default_factory=list)
     """Ids left out by --allow-missing."""
     dropped: list[str] = field(default_factory=list)
     """Ids shorter than the card's min_frames, left out as the published readers do."""
+    duplicates: list[tuple[str, ...]] = field(default_factory=list)
+    """Groups of videos of equal content, `SPLIT: ID` each."""
+    untrained: list[str] = field(default_factory=list)
+    """Classes without a training video."""
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """Id -> identity of what the file holds."""
+    data_root: Path | None = None
+    """Where the results of checking are kept."""
 
     @property
     def resolution(self) -> int:
@@ -61,6 +81,38 @@ class VideoSet:
     def num_classes(self) -> int:
         """C."""
         return len(self.card.classes)
+
+    @property
+    def content(self) -> str:
+        """One hash of what all files hold."""
+        return hashlib.sha256(json.dumps(sorted(self.contents.items())).encode()).hexdigest()[:32]
+
+    def refuse_overlap(self, *, train: str, calib: str, test: str, val: str | None = None) -> None:
+        """Raise UsageError where a protocol's choice of splits would give one video two roles that stay apart.
+
+        Args:
+            train, calib, test: The splits that are trained on, calibrated on, tested.
+            val: The split that checkpoints are selected on, where they are.
+        """
+        roles = {"train": train, "calib": calib, "test": test, "val": val}
+        for split in roles.values():
+            if split is not None and split not in self.splits:
+                raise unknown("split", split, self.splits)
+        known = _identities(self.card, self.splits, self.contents)
+        for one, other in APART:
+            a, b = roles[one], roles[other]
+            shared = _shared(known[a], known[b]) if a is not None and b is not None else ()
+            if shared:
+                raise UsageError(f"{self.card.title}: {_named(shared)} would be used for {one} (the split {a}) and for "
+                                 f"{other} (the split {b}); choose splits that have no video in common")
+
+    def quarantine(self, entry: VideoEntry, error: DataError) -> DataError:
+        """Remember that decoding found `entry` broken; the error to raise, with the remedy."""
+        reason = reason_of(entry.path, error)
+        text = f"{entry.id}: {reason}; repair it"
+        if remember_broken(entry.path, reason, self.data_root):
+            text += f", or run again with --allow-missing {len(self.missing) + 1}, which leaves it out for every method"
+        return DataError(text)
 
 
 def open_dataset(
@@ -91,16 +143,41 @@ def open_dataset(
 
     Raises:
         UsageError: Unknown name, column or value, or a selection for a set that has its own splits.
-        DataError: A list is wrong, or videos are broken (all of them are named).
+        DataError: A list is wrong, videos are broken (all of them are named), or a video is in two splits.
     """
-    data_root = Path(data_root)
+    data_root = require_printable(Path(data_root))
     card, splits = listed(name, data_root=data_root, size=size, train=train, test=test, fold=fold,
                           allow_absolute=allow_absolute)
     if "all" in splits:
         raise UsageError(f"{card.title}: say which rows are train and which are test: --train COLUMN=VALUE --test "
                          "COLUMN=VALUE, --folds COLUMN, or a column named split with train and test")
-    splits = {s: v[:limit] for s, v in _with_held_out(splits).items()}
-    return _checked(card, size, splits, data_root, allow_missing) if check else _finish(card, size, splits, {})
+    if card.kind != "embedded":
+        require_classes(card, splits)
+    held_out = "calib" not in splits
+    splits = {s: v[:limit] for s, v in _with_held_out(card, splits).items()}
+    infos: dict[str, VideoInfo] = {}
+    problems: list[Problem] = []
+    if check:
+        entries = list({e.id: e for split in splits.values() for e in split}.values())
+        infos, problems = inspect(entries, template=card.template, cache_dir=data_root)
+        if len(problems) > allow_missing:
+            raise DataError(describe(problems, card.title))
+    splits, dropped = usable(card, splits, infos, {p.id for p in problems})
+    contents = {i: info.content for i, info in infos.items()}
+    if held_out:
+        splits = _copies_together(splits, contents)
+    for split, chosen in splits.items():
+        if not chosen:
+            raise DataError(f"{card.title}: the {split} split has no usable video left")
+    _require_apart(card, splits, contents)
+    used = {e.id for chosen in splits.values() for e in chosen}
+    decoder = Counter(info.decoder_path for i, info in infos.items() if i in used)
+    return VideoSet(
+        card, size, splits, _fingerprint(card, size, splits, infos), dict(sorted(decoder.items())),
+        missing=[p.id for p in problems], dropped=dropped, duplicates=duplicates(splits, contents),
+        untrained=untrained(card, splits), contents={i: contents[i] for i in sorted(used) if i in contents},
+        data_root=data_root,
+    )  # fmt: skip
 
 
 def listed(
@@ -121,7 +198,8 @@ def listed(
     if size not in SIZES:
         raise UsageError(f"size must be one of {', '.join(SIZES)}, not {size!r}")
     if name.startswith(CSV_PREFIX):
-        return _from_csv(card, train, test, fold, allow_absolute)
+        path = require_printable(Path(name.removeprefix(CSV_PREFIX)).absolute())
+        return _from_csv(card, path, train, test, fold, allow_absolute)
     if train or test or fold:
         raise UsageError(f"{card.name} has its own splits; --train, --test and --folds are for csv:PATH")
     if card.kind == "embedded":
@@ -129,17 +207,54 @@ def listed(
     return _from_lists(card, Path(data_root) / card.name)
 
 
+def usable(
+    card: DatasetCard, splits: Splits, infos: Mapping[str, VideoInfo], broken: Set[str]
+) -> tuple[Splits, list[str]]:
+    """The splits without broken and too short videos, frame counts filled in; and the ids of those too short."""
+    dropped: dict[str, None] = {}
+    final: Splits = {}
+    for split, entries in splits.items():
+        kept = [replace(e, frames=infos[e.id].frames) if e.id in infos else e for e in entries if e.id not in broken]
+        dropped.update((e.id, None) for e in kept if e.frames is not None and e.frames < card.min_frames)
+        final[split] = tuple(e for e in kept if e.id not in dropped)
+    return final, list(dropped)
+
+
+def duplicates(splits: Splits, contents: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Groups of `SPLIT: ID` that hold the same, within a split or over several; calib and val may be one."""
+    groups: dict[str, list[str]] = {}
+    for split, entries in splits.items():
+        if split == "val" and entries == splits.get("calib"):
+            continue
+        for e in entries:
+            if e.id in contents:
+                groups.setdefault(contents[e.id], []).append(f"{split}: {e.id}")
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def untrained(card: DatasetCard, splits: Splits) -> list[str]:
+    """Names of the classes without a training video."""
+    trained = {label for e in splits["train"] for label in e.labels}
+    return [name for i, name in enumerate(card.classes) if i not in trained]
+
+
 def hold_out(entries: Sequence[VideoEntry], share: float = CALIB_SHARE) -> tuple[tuple[VideoEntry, ...], ...]:
-    """Split into (kept, held out): the `share` with the smallest SHA-256 of their id, in list order."""
-    ranked = sorted(entries, key=lambda e: hashlib.sha256(e.id.encode()).digest())
-    held = {e.id for e in ranked[: max(1, round(share * len(entries)))]}
+    """Split into (kept, held out), in list order: the `share` with the smallest SHA-256 of their id, passing over
+    videos without which a class would have no training video.
+    """
+    left = Counter(label for e in entries for label in e.labels)
+    wanted, held = max(1, round(share * len(entries))), set[str]()
+    for e in sorted(entries, key=lambda e: hashlib.sha256(e.id.encode()).digest()):
+        if len(held) < wanted and all(left[label] > 1 for label in e.labels):
+            held.add(e.id)
+            left.subtract(e.labels)
     return tuple(e for e in entries if e.id not in held), tuple(e for e in entries if e.id in held)
 
 
 def _from_csv(
-    card: DatasetCard, train: str | None, test: str | None, fold: str | None, allow_absolute: bool
+    card: DatasetCard, path: Path, train: str | None, test: str | None, fold: str | None, allow_absolute: bool
 ) -> tuple[DatasetCard, Splits]:
-    table = read_csv(Path(card.name.removeprefix(CSV_PREFIX)), allow_absolute=allow_absolute)
+    table = read_csv(path, allow_absolute=allow_absolute)
     card = replace(card, classes=table.classes, num_classes=len(table.classes))
     chosen = _selected(table, train, test, fold)
     if chosen is None:
@@ -169,6 +284,11 @@ def _selected(table: CsvTable, train: str | None, test: str | None, fold: str | 
     if "split" not in table.rows[0]:
         return None
     names = table.column("split")
+    strange = sorted(set(names) - set(SPLITS))
+    if strange:
+        shown = ", ".join(map(repr, strange[:10]))
+        raise UsageError(f"{table.path}: the column split holds {shown} ({sum(n in strange for n in names)} rows), it "
+                         f"takes {', '.join(SPLITS)}; --train and --test COLUMN=VALUE choose rows by another column")
     return {s: [i for i in rows if names[i] == s] for s in SPLITS if s in names}
 
 
@@ -201,48 +321,84 @@ def _embedded(card: DatasetCard, size: str, data_root: Path) -> Splits:
     folder = render(card.name, size, data_root)
     videos = read_manifest(folder)["videos"]
     return {
-        split: tuple(VideoEntry(v["id"], folder / v["id"], v["frames"], (v["label"],)) for v in videos[split])
+        split: tuple(
+            VideoEntry(v["id"], folder / v["id"], v["frames"], (v["label"],), v["sha256"]) for v in videos[split]
+        )
         for split in SPLITS
     }
 
 
-def _with_held_out(splits: Splits) -> Splits:
+def require_classes(card: DatasetCard, splits: Splits) -> None:
+    """A list that cannot be learnt from: refused where it is the user's own; of published ones it is disclosed."""
+    if not card.name.startswith(CSV_PREFIX):
+        return
+    if len(card.classes) < 2:
+        raise DataError(f"{card.title}: all videos are of one class, {card.classes[0]!r}; two or more are needed")
+    names = untrained(card, splits)
+    if names:
+        shown = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
+        raise DataError(f"{card.title}: {len(names)} of {len(card.classes)} classes have no video in the train split: "
+                        f"{shown}; add some, or leave these classes out")
+
+
+def _with_held_out(card: DatasetCard, splits: Splits) -> Splits:
     if "calib" not in splits:
-        if len(splits["train"]) < 2:
-            raise DataError("the train split needs at least two videos: one is held out for calibration")
-        splits = dict(zip(("train", "calib"), hold_out(splits["train"]), strict=True)) | {
-            s: v for s, v in splits.items() if s != "train"
-        }
+        kept, held = hold_out(splits["train"])
+        if not held:
+            raise DataError(f"{card.title}: every class has one training video, none can be held out for calibration; "
+                            "add videos, or name some in a split calib")
+        splits = splits | {"train": kept, "calib": held}
     splits.setdefault("val", splits["calib"])
     return {s: splits[s] for s in SPLITS}
 
 
-def _checked(card: DatasetCard, size: str, splits: Splits, data_root: Path, allow_missing: int) -> VideoSet:
-    entries = list({e.id: e for split in splits.values() for e in split}.values())
-    infos, problems = inspect(entries, template=card.template, cache_dir=data_root)
-    if len(problems) > allow_missing:
-        raise DataError(describe(problems, card.title))
-    return _finish(card, size, splits, infos, problems)
+def _copies_together(splits: Splits, contents: Mapping[str, str]) -> Splits:
+    """Training videos that equal one that was held out join it."""
+    held = {contents[e.id] for e in splits["calib"] if e.id in contents}
+    joining = tuple(e for e in splits["train"] if contents.get(e.id) in held)
+    if not joining:
+        return splits
+    calib = splits["calib"] + joining
+    val = calib if splits["val"] == splits["calib"] else splits["val"]
+    return splits | {"train": tuple(e for e in splits["train"] if e not in joining), "calib": calib, "val": val}
 
 
-def _finish(
-    card: DatasetCard, size: str, splits: Splits, infos: Mapping[str, VideoInfo], problems: Sequence[Problem] = ()
-) -> VideoSet:
-    """Leave out what cannot be used, fill in frame counts, take the fingerprint."""
-    bad = {p.id for p in problems}
-    dropped: dict[str, None] = {}
-    final: Splits = {}
-    for split, entries in splits.items():
-        kept = [replace(e, frames=infos[e.id].frames) if e.id in infos else e for e in entries if e.id not in bad]
-        dropped.update((e.id, None) for e in kept if e.frames is not None and e.frames < card.min_frames)
-        final[split] = tuple(e for e in kept if e.id not in dropped)
-        if not final[split]:
-            raise DataError(f"{card.title}: the {split} split has no usable video left")
-    decoder = Counter(infos[i].decoder_path for i in {e.id for v in final.values() for e in v} if i in infos)
-    return VideoSet(
-        card, size, final, _fingerprint(card, size, final, infos), dict(sorted(decoder.items())),
-        [p.id for p in problems], list(dropped),
-    )
+def overlaps(
+    card: DatasetCard, splits: Splits, contents: Mapping[str, str]
+) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """Pairs of splits that must be apart -> ids of the videos that they share; empty where the set is clean."""
+    known = _identities(card, splits, contents)
+    shared = {(a, b): _shared(known[a], known[b]) for a, b in APART if a in known and b in known}
+    return {pair: same for pair, same in shared.items() if same}
+
+
+def _require_apart(card: DatasetCard, splits: Splits, contents: Mapping[str, str]) -> None:
+    for (one, other), shared in overlaps(card, splits, contents).items():
+        raise DataError(f"{card.title}: {_named(shared)} in the {one} and in the {other} split; a video belongs to "
+                        "one: remove it from the others (`bench.py data check` names them all)")
+
+
+def _identities(
+    card: DatasetCard, splits: Mapping[str, Sequence[VideoEntry]], contents: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """What makes a video the same, and its id, by split.
+
+    The same is what has the same path, however it is spelled; in a user's own list what holds the same. The
+    published lists have copies under several names, which are disclosed (`VideoSet.duplicates`), not refused.
+    """
+    own = contents if card.name.startswith(CSV_PREFIX) else {}
+    return {s: {own.get(e.id) or os.path.normpath(e.id): e.id for e in entries} for s, entries in splits.items()}
+
+
+def _shared(one: Mapping[str, str], other: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Ids of the same videos in two splits."""
+    return [(name, other[identity]) for identity, name in one.items() if identity in other]
+
+
+def _named(shared: Sequence[tuple[str, str]]) -> str:
+    """How many videos, and the first few."""
+    shown = ", ".join(a if a == b else f"{a} (as {b})" for a, b in shared[:5]) + (", ..." if len(shared) > 5 else "")
+    return f"{len(shared)} video{'s' * (len(shared) > 1)} ({shown})"
 
 
 def _fingerprint(card: DatasetCard, size: str, splits: Splits, infos: Mapping[str, VideoInfo]) -> str:
@@ -251,6 +407,9 @@ def _fingerprint(card: DatasetCard, size: str, splits: Splits, infos: Mapping[st
     hasher = hashlib.sha256(json.dumps(plain(pipeline)).encode())
     for split in sorted(splits):
         for e in splits[split]:
-            path = infos[e.id].decoder_path if e.id in infos else "unchecked"
-            hasher.update(json.dumps([split, e.id, e.labels, path]).encode())
+            info = infos.get(e.id)
+            seen = ["unchecked"] if info is None else [info.decoder_path, info.content]
+            if card.kind == "embedded":  # the same pictures, whatever bytes an encoder makes of them
+                seen = seen[:1]
+            hasher.update(json.dumps([split, e.id, e.labels, *seen]).encode())
     return hasher.hexdigest()

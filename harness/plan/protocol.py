@@ -53,3 +53,9 @@ class Protocol:
             raise UsageError(f"epoch_scale must be positive, not {self.epoch_scale}")
         if any(not 0 < b <= 1 for b in self.budgets):
             raise UsageError(f"budgets are shares of the full cost in (0, 1], not {self.budgets}")
+
+
+def split_roles(protocol: Protocol) -> dict[str, str]:
+    """Role -> split, for `VideoSet.refuse_overlap`; `val` only where checkpoints are selected on it."""
+    roles = {"train": protocol.train_split, "calib": protocol.calib_split, "test": protocol.test_split}
+    return roles | ({"val": "val"} if protocol.selection == "best-val" else {})

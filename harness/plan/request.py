@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from harness.contract.declarations import MethodCard
 from harness.contract.registry import method_card
@@ -13,7 +14,7 @@ from harness.data.lists import fold_values
 from harness.errors import UsageError, unknown
 from harness.plan.overrides import Overrides
 from harness.plan.planner import Cell, Planner, check_overrides
-from harness.plan.protocol import Protocol
+from harness.plan.protocol import Protocol, split_roles
 from harness.plan.timing import TimingPlan
 from harness.plan.units import DataSpec
 
@@ -57,16 +58,16 @@ def resolve(request: Request) -> tuple[list[Cell], dict[str, str]]:
     cells: list[Cell] = []
     skipped: dict[str, str] = {}
     stage_names: set[str] = set()
-    for data in _data_specs(request):
+    for name, data in _data_specs(request):
         planner: Planner | None = None
-        for method in request.cells[data.name]:
+        for method in request.cells[name]:
             reason = _unfit(cards[method], request.size)
             if reason:
                 skipped[f"{method} on {data.label()}"] = reason
                 continue
             planner = planner or Planner(
                 data,
-                data.open(),
+                _opened(data, request.protocol),
                 request.protocol,
                 size=request.size,
                 weights_dir=request.weights_dir,
@@ -80,7 +81,15 @@ def resolve(request: Request) -> tuple[list[Cell], dict[str, str]]:
     return cells, skipped
 
 
-def _data_specs(request: Request) -> list[DataSpec]:
+def _opened(data: DataSpec, protocol: Protocol) -> Any:
+    """The VideoSet; refused where the protocol's splits would train, calibrate or select on tested videos."""
+    videos = data.open()
+    videos.refuse_overlap(**split_roles(protocol))
+    return videos
+
+
+def _data_specs(request: Request) -> list[tuple[str, DataSpec]]:
+    """Each data set's name as it was asked for, and how it is opened: once, or once for each fold."""
     specs = []
     for name in request.cells:
         base = DataSpec(
@@ -94,12 +103,12 @@ def _data_specs(request: Request) -> list[DataSpec]:
             limit=request.protocol.limit,
         )
         if request.folds is None:
-            specs.append(base)
+            specs.append((name, base))
             continue
         if not name.startswith(CSV_PREFIX):
             raise UsageError(f"--folds goes with csv:PATH data sets, not with {name}")
         values = fold_values(Path(name.removeprefix(CSV_PREFIX)), request.folds)
-        specs += [replace(base, fold=f"{request.folds}={value}") for value in values]
+        specs += [(name, replace(base, fold=f"{request.folds}={value}")) for value in values]
     return specs
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from harness.contract.declarations import InitFrom, ParamGroup, Stage
 from harness.contract.values import digest, from_mapping, plain
+from harness.errors import DataError
 from harness.plan import protocol as protocols
 from harness.plan.protocol import Protocol
 from harness.store.work_dir import Kind, record_folder
@@ -25,10 +26,12 @@ TRAINING_VERSION = 1
 
 @dataclass(frozen=True)
 class DataSpec:
-    """How to open a dataset again (`harness.data.videos.open_dataset`)."""
+    """How to open a dataset again, from any folder (`harness.data.videos.open_dataset`)."""
 
     name: str
+    """The path of `csv:PATH` becomes an absolute one."""
     data_root: str
+    """Becomes absolute."""
     size: str
     train: str | None = None
     test: str | None = None
@@ -37,11 +40,23 @@ class DataSpec:
     allow_absolute: bool = False
     limit: int | None = None
 
-    def open(self) -> Any:
-        """The VideoSet; every file is looked at, unless it was before and has not changed."""
+    def __post_init__(self) -> None:
+        if self.name.startswith("csv:"):
+            object.__setattr__(self, "name", f"csv:{os.path.abspath(self.name[4:])}")
+        object.__setattr__(self, "data_root", os.path.abspath(self.data_root))
+
+    def open(self, fingerprint: str | None = None) -> Any:
+        """The VideoSet; every file is looked at, unless it was before and has not changed.
+
+        With the `fingerprint` that work was planned with, a set that has changed since raises DataError: what it
+        gives would stand under the key of the other.
+        """
         from harness.data.videos import open_dataset
 
-        return open_dataset(**asdict(self))
+        videos = open_dataset(**asdict(self))
+        if fingerprint not in (None, videos.fingerprint):
+            raise DataError(f"{self.label()} has changed since this was planned (videos, labels or splits); run again")
+        return videos
 
     def label(self) -> str:
         """Short name for progress lines."""

@@ -21,12 +21,15 @@ def shared(*parts: str) -> Path:
     return path
 
 
-def picture(width: int = 96, height: int = 64, frames: int = 6) -> np.ndarray:
-    """Colour fields that no flip or turn maps onto themselves, with a bar that tells the frame number."""
+def picture(width: int = 96, height: int = 64, frames: int = 6, number: int = 0) -> np.ndarray:
+    """Colour fields that no flip or turn maps onto themselves, with a bar that tells the frame number.
+
+    Videos of another `number` hold something else.
+    """
     video = np.empty((frames, height, width, 3), dtype=np.uint8)
     video[:, :, : width // 2] = (200, 60, 40)
     video[:, :, width // 2 :] = (30, 120, 220)
-    video[:, : height // 4] = (90, 200, 80)
+    video[:, : height // 4] = (90, 200 - 10 * number, 80)
     for t in range(frames):
         video[t, -(height // 4) :] = 20 + 30 * t % 210
     return video

@@ -180,8 +180,8 @@ def test_preprocessor_moves_to_the_device(videos: VideoSet) -> None:
 
 
 def test_entry_without_known_length(videos: VideoSet, tmp_path: Path) -> None:
-    unchecked = open_dataset(videos.card.name, data_root=tmp_path, size="tiny", train="set=1", test="set=2",
-                             check=False)
+    unchecked = open_dataset(f"csv:{videos.data_root}/labels.csv", data_root=tmp_path, size="tiny", train="set=1",
+                             test="set=2", check=False)
     assert unchecked.splits["test"][0].frames is None
     item = ClipDataset(unchecked, "test", [ClipRequest(3)], train=False, seed=0)[0]
     assert item["data_samples"].frame_indices == {"frames": [1, 4, 7]}

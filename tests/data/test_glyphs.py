@@ -16,6 +16,7 @@ from harness.data.decode import FAST_PATH, decode, probe
 from harness.data.glyphs import PARAMETERS, digit_pool, draw_video, plan_video, stills
 from harness.data.videos import open_dataset
 from harness.errors import DataError, UsageError
+from harness.store.files import file_hash
 
 
 def test_pixels_are_fixed() -> None:
@@ -173,6 +174,21 @@ def test_rendered_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("few")
+def test_rendered_files_are_held_against_their_manifest(tmp_path: Path) -> None:
+    """The set is its pictures: other bytes of another encoder are the same set, a file that was changed is none."""
+    videos = open_dataset("glyphs", data_root=tmp_path, size="tiny")
+    manifest = tmp_path / "glyphs-tiny" / "manifest.json"
+    first, other = (videos.splits["train"][i].path for i in (0, 1))
+    hashes = [file_hash(first), file_hash(other)]
+    first.write_bytes(other.read_bytes())
+    with pytest.raises(DataError, match=r"train/00000\.mp4: was changed after it was rendered; move .* data render"):
+        open_dataset("glyphs", data_root=tmp_path, size="tiny")
+    manifest.write_text(manifest.read_text().replace(hashes[0], hashes[1]))
+    encoded = open_dataset("glyphs", data_root=tmp_path, size="tiny")
+    assert encoded.fingerprint == videos.fingerprint and encoded.content != videos.content
+
+
+@pytest.mark.usefixtures("few")
 def test_rendering_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple] = []
     draw = render.draw_video
@@ -199,6 +215,8 @@ def test_a_set_of_other_parameters_is_not_used(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(PARAMETERS, ("glyphs", "tiny"), replace(PARAMETERS["glyphs", "tiny"], noise=4.0))
     with pytest.raises(DataError, match="other parameters"):
         render.render("glyphs", "tiny", tmp_path)
-    (tmp_path / "glyphs-tiny" / "manifest.json").unlink()
-    with pytest.raises(DataError, match="no readable manifest"):
-        render.render("glyphs", "tiny", tmp_path)
+    for damaged in ("{}", "[]", "{", None):
+        manifest = tmp_path / "glyphs-tiny" / "manifest.json"
+        manifest.unlink() if damaged is None else manifest.write_text(damaged)
+        with pytest.raises(DataError, match="no readable manifest"):
+            render.render("glyphs", "tiny", tmp_path)

@@ -103,10 +103,10 @@ def csv(folder: Path, text: str) -> Path:
 
 
 def test_csv_with_numbers_and_class_names(tmp_path: Path) -> None:
-    table = read_csv(csv(tmp_path, "path,label,class,frames,fold\na.mp4,2,kick,30,10\nb.mp4,0,hug,,9\n"))
-    assert table.classes == ("hug", "1", "kick")
+    table = read_csv(csv(tmp_path, "path,label,class,frames,fold\na.mp4,1,kick,30,10\nb.mp4,0,hug,,9\n"))
+    assert table.classes == ("hug", "kick")
     assert [(e.id, e.path, e.labels, e.frames) for e in table.entries] == [
-        ("a.mp4", tmp_path / "a.mp4", (2,), 30), ("b.mp4", tmp_path / "b.mp4", (0,), None)]
+        ("a.mp4", tmp_path / "a.mp4", (1,), 30), ("b.mp4", tmp_path / "b.mp4", (0,), None)]
     assert table.where("fold=9") == [1]
     assert fold_values(table.path, "fold") == ["9", "10"]
     with pytest.raises(UsageError, match="values of fold: 10, 9"):
@@ -126,10 +126,10 @@ def test_csv_with_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "match"),
     [("path,x\na,1\n", "needs the columns path and label"), ("path,label\n", "lists no video"),
-     ("path,label\na,1\na,2\n", ":3: 'a' is listed twice"), ("path,label\na,\n", ":2: no label"),
+     ("path,label\na,1\na,0\n", ":3: 'a' is listed twice"), ("path,label\na,\n", ":2: no label"),
      ("path,label\na\n", ":2: "), ("path,label\na,1,5\n", ":2: the line"),
-     ("path,label,class\na,1,hug\nb,1,kick\n", ":3: label 1 is called 'kick'"),
-     ("path,label\n../a,1\n", ":2: '../a' leaves"), ("path,label\n/a,1\n", "--allow-absolute")],
+     ("path,label,class\na,0,hug\nb,0,kick\n", ":3: label 0 is called 'kick'"),
+     ("path,label\n../a,0\n", ":2: '../a' leaves"), ("path,label\n/a,0\n", "--allow-absolute")],
 )
 def test_bad_csv(tmp_path: Path, text: str, match: str) -> None:
     with pytest.raises(DataError, match=match):

@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     lines = ["path,label,class,set,frames,split"]
     for i in range(12):
-        write(folder / f"v{i:02d}.mp4", picture(frames=4))
+        write(folder / f"v{i:02d}.mp4", picture(frames=4, number=i))
         lines.append(f"v{i:02d}.mp4,{i % 2},{('hug', 'kick')[i % 2]},{1 + i // 8},4,{('train', 'test')[i // 8]}")
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
     return folder
@@ -90,9 +90,9 @@ def test_decoder_path_is_in_the_fingerprint(tmp_path: Path) -> None:
     for pix_fmt in ("yuv420p", "yuv444p"):
         root = tmp_path / pix_fmt
         root.mkdir()
-        for name in "abc":
-            write(root / f"{name}.mp4", picture(frames=2), pix_fmt=pix_fmt)
-        (root / "labels.csv").write_text("path,label,set\na.mp4,0,1\nb.mp4,1,1\nc.mp4,1,2\n")
+        for number, name in enumerate("abcd"):
+            write(root / f"{name}.mp4", picture(frames=2, number=number), pix_fmt=pix_fmt)
+        (root / "labels.csv").write_text("path,label,set\na.mp4,0,1\nb.mp4,1,1\nc.mp4,1,1\nd.mp4,1,2\n")
         prints.append(opened(root, root).fingerprint)
     assert prints[0] != prints[1]
 
@@ -179,9 +179,9 @@ def test_a_cache_that_cannot_be_read_or_written_is_no_obstacle(folder: Path, tmp
 
 
 def frame_folders(root: Path, counts: dict[str, int], template: str) -> None:
-    for name, count in counts.items():
+    for number, (name, count) in enumerate(counts.items()):
         (root / name).mkdir(parents=True)
-        for t, image in enumerate(picture(frames=count)):
+        for t, image in enumerate(picture(frames=count, number=number)):
             cv2.imwrite(str(root / name / template.format(t + 1)), image)
 
 
@@ -189,13 +189,13 @@ def test_frame_folders_of_a_published_set(tmp_path: Path) -> None:
     root = tmp_path / "mini-kinetics"
     names = [f"air drumming/v{i}" for i in range(5)]
     frame_folders(root / "frames", dict.fromkeys(names, 3) | {"short": 2}, "img_{:05d}.jpg")
-    (root / "mini_train_videofolder.txt").write_text("".join(f"{n} 3 {i}\n" for i, n in enumerate(names[:4]))
+    (root / "mini_train_videofolder.txt").write_text("".join(f"{n} 3 {i // 2}\n" for i, n in enumerate(names[:4]))
                                                      + "short 2 1\n")
     (root / "mini_val_videofolder.txt").write_text(f"{names[4]} 3 199\n")
     videos = open_dataset("mini-kinetics", data_root=tmp_path, size="paper")
     assert videos.card.template == "img_{:05d}.jpg" and videos.num_classes == 200 and videos.resolution == 224
     assert videos.decoder == {"frames+cv2": 5} and videos.dropped == ["short"] and videos.missing == []
-    assert videos.splits["test"][0].labels == (199,)
+    assert videos.splits["test"][0].labels == (199,) and len(videos.untrained) == 198
     (root / "minik_classInd.txt").write_text("a\nb\n")
     with pytest.raises(DataError, match="2 classes, Mini-Kinetics has 200"):
         open_dataset("mini-kinetics", data_root=tmp_path, size="paper")

@@ -271,9 +271,9 @@ def test_memory_format_of_2d_and_3d_weights():
 
 
 def test_phases_from_file_to_logits(tmp_path):
-    for number in range(3):
-        write_video(tmp_path / f"{number}.mp4", frames=12)
-    rows = "".join(f"{n}.mp4,{n % 2},{'train' if n else 'test'}\n" for n in range(3))
+    for number in range(5):
+        write_video(tmp_path / f"{number}.mp4", frames=12, first=number)
+    rows = "".join(f"{n}.mp4,{n % 2},{'train' if n else 'test'}\n" for n in range(5))
     (tmp_path / "labels.csv").write_text("path,label,split\n" + rows)
     videos = open_dataset(f"csv:{tmp_path / 'labels.csv'}", data_root=tmp_path, size="tiny")
     toy = Toy()
@@ -285,12 +285,12 @@ def test_phases_from_file_to_logits(tmp_path):
     assert [call["point"] for call in toy.calls] == [{"frames": 4}] * 2  # one video, once to warm up
 
 
-def write_video(path, frames):
+def write_video(path, frames, first=0):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(12))
         stream.width = stream.height = 64
         stream.pix_fmt = "yuv420p"
-        for shade in range(frames):
+        for shade in range(first, first + frames):
             image = np.full((64, 64, 3), 10 * shade, dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
