@@ -23,7 +23,7 @@ from harness.plan.request import Request, resolve
 from harness.plan.suites import SUITES, cells, suite
 from harness.plan.timing import TimingPlan
 from harness.store.records import read_record
-from harness.work.execution import Outcome, execute
+from harness.work.execution import Outcome, execute, replanned
 from harness.work.scheduler import Scheduler
 
 
@@ -49,6 +49,13 @@ def run(asked: Run, place: Place, videos: Videos, parts: Parts, *, as_json: bool
         print("nothing to run", file=out)
         return Ran(FAILED, False)
     outcome = execute(wanted, planned, skipped, partial(Display, planned, out=out))
+    for _ in range(wanted.allow_missing):  # a broken video that only decoding shows is found by a job
+        anew = replanned(wanted, outcome)
+        if anew is None:
+            break
+        print("planned anew without the videos that could not be decoded", file=out)
+        planned, skipped = anew
+        outcome = execute(wanted, planned, skipped, partial(Display, planned, out=out))
     if as_json:
         print(json.dumps(plain(_summary(wanted, outcome)), indent=1))
     else:

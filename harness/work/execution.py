@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from harness.errors import BenchError
 from harness.measure.machine import fingerprint
 from harness.plan.planner import Cell
-from harness.plan.request import Request
+from harness.plan.request import Request, resolve
 from harness.plan.units import LatencySpec
 from harness.store.records import read_record
 from harness.store.work_dir import locked
@@ -69,6 +69,25 @@ def execute(
                 scheduler.look(force=request.force)
                 scheduler.run()
         return Outcome(cells, scheduler.tasks, skipped)
+
+
+def replanned(request: Request, outcome: Outcome) -> tuple[list[Cell], dict[str, str]] | None:
+    """The cells planned anew where a job found a broken video and `--allow-missing` leaves it out; else None.
+
+    All methods then see the set without it: what was trained on the larger one is another result.
+    """
+    failed = [cell for cell in outcome.cells if outcome.status(cell) in ("failed", "blocked")]
+    if request.allow_missing and any(_smaller(cell) for cell in failed):
+        return resolve(request)
+    return None
+
+
+def _smaller(cell: Cell) -> bool:
+    """Whether more videos of a cell's data set are left out than when it was planned."""
+    try:
+        return bool(cell.data.open().fingerprint != cell.evaluation.fingerprint)
+    except BenchError:  # more are broken than --allow-missing covers
+        return False
 
 
 def latency_specs(request: Request, cell: Cell) -> list[LatencySpec]:

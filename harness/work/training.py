@@ -33,7 +33,7 @@ from harness.contract.declarations import Stage
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.registry import recognizer_class
 from harness.data.clips import ClipDataset, collate
-from harness.errors import BenchError, StopRequested
+from harness.errors import BenchError, DataError, StopRequested
 from harness.layers.backbones import imagenet_state
 from harness.plan.building import build
 from harness.plan.pretraining import PRETRAINING
@@ -58,7 +58,7 @@ def train(spec: TrainSpec, work_dir: Path, *, device: str, report: Report, stop:
         stop: Asked after every epoch; True raises StopRequested with the epoch saved.
     """
     stage = read_stage(spec.stage)
-    videos = spec.data.open()
+    videos = spec.data.open(None if spec.method == PRETRAINING else spec.fingerprint)
     cls = StillsRecognizer if spec.method == PRETRAINING else recognizer_class(spec.method)
     recognizer = build(cls, spec.settings, name=spec.method, seed=spec.seed, stage=stage.name)
     for weights in spec.weights:
@@ -288,9 +288,11 @@ class _BestOnVal(Hook):
 
 @contextlib.contextmanager
 def _failures_named(spec: TrainSpec) -> Iterator[None]:
-    """Out of memory is a result with a remedy, not a smaller batch."""
+    """Out of memory is a result with a remedy, not a smaller batch; a broken video is named in one line."""
     try:
         yield
+    except DataError as error:  # torch puts a worker's traceback before the text
+        raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
