@@ -27,6 +27,14 @@ from reports.timings import Timing, timings
 NOT_COMPARED = ("budgets", "eval_batch", "threads", "test_seed")
 """Protocol settings that change which points exist or the last digit, not what a number means."""
 
+DATA_NOTES = {
+    "missing": "videos are missing or broken and were left out for every method",
+    "dropped": "videos have too few frames and were left out for every method",
+    "duplicates": "groups of videos hold the same, within a split or in several",
+    "untrained": "classes have no training video",
+}
+"""Key of a record's `dataset` -> what its entries mean to a reader."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -147,7 +155,12 @@ class Group:
     def disclosures(self) -> list[str]:
         """What a reader must know of the data, every line once."""
         return list(
-            dict.fromkeys(d for m in self.methods for r in m.records for d in r.result["dataset"]["disclosures"])
+            dict.fromkeys(
+                line
+                for method in self.methods
+                for record in method.records
+                for line in (*record.result["dataset"]["disclosures"], *record.result.get("disclosures", ()))
+            )
         )
 
     @property
@@ -283,10 +296,7 @@ def _group(records: Sequence[Record], latencies: Sequence[Record]) -> Group:
     kept, superseded = _newest(records)
     if superseded:
         notes.append(f"{superseded} results of older versions are left out.")
-    missing = sorted({name for r in kept for name in r.result["dataset"]["missing"]})
-    if missing:
-        shown = ", ".join(missing[:10]) + (" …" if len(missing) > 10 else "")
-        notes.append(f"{len(missing)} videos are missing and were left out for every method: {shown}")
+    notes += _about_the_data([r.result["dataset"] for r in kept])
     first = kept[0].result
     methods = _methods(kept, latencies)
     group = Group(first["dataset"]["title"], "", first["dataset"], first["protocol"], methods, notes)
@@ -302,6 +312,20 @@ def _group(records: Sequence[Record], latencies: Sequence[Record]) -> Group:
     if first["protocol"].get("limit"):
         notes.append(f"Only the first {first['protocol']['limit']} videos of every split were used (--limit).")
     return group
+
+
+def _about_the_data(datasets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What of a data set was left out, is there twice, or cannot be learnt; a few examples of each."""
+    notes = []
+    for key, told in DATA_NOTES.items():
+        values = {" = ".join(v) if isinstance(v, list) else v for d in datasets for v in d.get(key, ())}
+        if values:
+            shown = ", ".join(sorted(values)[:10]) + (" …" if len(values) > 10 else "")
+            notes.append(f"{len(values)} {told}: {shown}")
+    contents = {(d["fingerprint"], d["content"]) for d in datasets if "content" in d}
+    if len(contents) > len({fingerprint for fingerprint, _ in contents}):
+        notes.append("The same pictures in other files (another encoder): results may differ in their last digits.")
+    return notes
 
 
 def _mixed(records: Sequence[Record]) -> list[str]:

@@ -24,7 +24,7 @@ def convert(file: Path, method: str | None, out: Path, *, sets: list[str] | None
     artifacts.load_into(model, converted.state, origin=str(file))
     description = {
         "method": card.name,
-        "stage": "official",
+        "stage": artifacts.OFFICIAL,
         "size": "paper",
         "settings": converted.settings,
         "recipe": {"epochs": 0},

@@ -32,7 +32,7 @@ Report = Callable[[Mapping[str, Any]], None]
 def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: str, report: Report) -> Record:
     """Evaluate at all operating points and commit the record of `spec`."""
     protocol = _protocol(spec.protocol)
-    videos = spec.data.open()
+    videos = spec.data.open(spec.fingerprint)
     recognizer = build_recognizer(spec.method, spec.settings)
     state = (
         artifacts.read_weights(spec.checkpoint) if spec.checkpoint else artifacts.load_state(work_dir, spec.artifact)
@@ -64,6 +64,7 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
         "seed": spec.seed,
         "artifact": spec.artifact,
         "checkpoint": spec.checkpoint,
+        "disclosures": _disclosures(spec, videos),
         "initialisation": spec.initialisation,
         "training": _training(spec, work_dir, protocol),
         "points": described,
@@ -151,9 +152,34 @@ def _dataset(videos: Any) -> dict[str, Any]:
         "videos": {split: len(entries) for split, entries in videos.splits.items()},
         "resolution": videos.resolution,
         "decoder": dict(videos.decoder),
+        "content": videos.content,
         "missing": list(videos.missing),
+        "dropped": list(videos.dropped),
+        "duplicates": [list(group) for group in videos.duplicates],
+        "untrained": list(videos.untrained),
         "disclosures": list(card.disclosures),
     }
+
+
+def _disclosures(spec: EvalSpec, videos: Any) -> list[str]:
+    """What is not known, or not clean, about the videos behind weights that were not trained for this record."""
+    if spec.checkpoint is None:
+        return []
+    _, artifact = artifacts.located(Path(spec.checkpoint))
+    title = method_card(spec.method).title
+    if artifact["stage"] == artifacts.OFFICIAL:
+        return [
+            f"{title}: the weights are the authors' ({', '.join(artifact['inputs'])}), who trained on all of their "
+            "training videos. What is held out here for calibration is among them: exit thresholds come from videos "
+            "that the networks have seen."
+        ]
+    if artifact.get("fingerprint") != videos.fingerprint:
+        return [
+            f"{title}: the weights were trained on another opening of {artifact.get('dataset', 'a data set')} (other "
+            "videos, splits or pixels). Whether they have seen videos that are tested or calibrated on here is not "
+            "known."
+        ]
+    return []
 
 
 def _training(spec: EvalSpec, work_dir: Path, protocol: Protocol) -> dict[str, Any]:

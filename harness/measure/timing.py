@@ -305,7 +305,8 @@ def _model(spec: LatencySpec, work_dir: Path) -> _Model:
     state = artifacts.read_weights(checkpoint) if checkpoint else artifacts.load_state(work_dir, recorded["artifact"])
     artifacts.load_into(recognizer, state)
     protocol = from_mapping(Protocol, {**recorded["protocol"], "budgets": tuple(recorded["protocol"]["budgets"])})
-    return _Model(recognizer.eval(), record, spec.data.open(), protocol)
+    videos = spec.data.open(recorded["dataset"]["fingerprint"])
+    return _Model(recognizer.eval(), record, videos, protocol)
 
 
 def _clips(model: _Model, name: str) -> list[dict[str, Tensor]]:

@@ -24,6 +24,8 @@ from harness.store.records import SCHEMA_VERSION
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+OFFICIAL = "official"
+"""The stage of an artifact that holds an authors' weights."""
 UNREADABLE = (
     pickle.UnpicklingError,
     RuntimeError,

@@ -58,6 +58,10 @@ def test_convert_and_evaluate(official: Path, clips_csv: Path, tmp_path: Path) -
     points = {point["name"]: point for point in json.loads(done.stdout)}
     assert points["full"]["gflops"]["mean"] == pytest.approx(17.18, rel=0.005), "V1, P = 96"
 
+    (record,) = (json.loads(p.read_text()) for p in (tmp_path / "w").glob("records/evaluation/*/result.json"))
+    (told,) = record["disclosures"]
+    assert official.name in told and "exit thresholds come from videos that the networks have seen" in told
+
     again = bench("convert", str(official), "--out", str(out))
     assert again.returncode == 2 and "choose another --out" in again.stderr
 
