@@ -10,8 +10,10 @@ from pathlib import Path
 from harness.commands.arguments import resolve_device
 from harness.commands.options import Parts, Place, Videos
 from harness.contract.values import plain
+from harness.data.lists import unlike
 from harness.errors import OK, BenchError, UsageError
 from harness.plan.overrides import parse_sets
+from harness.plan.protocol import split_roles
 from harness.plan.units import DataSpec, EvalSpec
 from harness.store import artifacts
 from harness.store.records import Record, read_record
@@ -40,9 +42,11 @@ def evaluate(
     whole = {**asdict(found), **asdict(parts), "data_root": str(found.data_root), "limit": protocol.limit}
     data = DataSpec(dataset, size=size, **whole)
     videos = data.open()
-    classes = artifact["settings"]["num_classes"]
-    if len(videos.card.classes) != classes:
-        raise UsageError(f"{checkpoint} knows {classes} classes, {dataset} has {len(videos.card.classes)}")
+    made = {k: v for k, v in artifact.get("training", {}).items() if k in ("train_split", "selection")}
+    videos.refuse_overlap(**split_roles(replace(protocol, **made)))
+    different = unlike(artifact["settings"]["num_classes"], artifact.get("classes") or (), videos.card.classes)
+    if different:
+        raise UsageError(f"{checkpoint} does not fit {dataset}: {different}")
     spec = EvalSpec(
         method=artifact["method"],
         size=size,

@@ -25,10 +25,10 @@ from harness.contract.trace import Trace
 from harness.data.cards import CARDS, CSV_PREFIX, DatasetCard, Geometry, dataset_card
 from harness.data.clips import ClipDataset, collate
 from harness.data.decode import VideoInfo, iterate, probe
-from harness.data.lists import VideoEntry, first_existing, read_classes, read_csv
+from harness.data.lists import VideoEntry, first_existing, read_classes, read_csv, require_printable, unlike
 from harness.data.transforms import draw_test, resize_short
 from harness.data.videos import VideoSet
-from harness.errors import DataError, UsageError, unknown
+from harness.errors import BenchError, DataError, UsageError, unknown
 from harness.measure.cost_table import CostTable, metered
 from harness.measure.latency import phases, to_device
 from harness.measure.metrics import softmax
@@ -75,11 +75,12 @@ def predict(
         BenchError, CheckpointError: The checkpoint is foreign or damaged.
         UsageError: The data set does not fit the checkpoint, or there is no such operating point.
     """
+    require_printable(video)
     weights, artifact = artifacts.located(checkpoint)
     if artifact["method"] == PRETRAINING:
         raise UsageError(f"{checkpoint} holds a backbone ({artifact['method']}), not a trained method")
     card, notes = _card(checkpoint, artifact, dataset, data_root)
-    names, told = _class_names(artifact, card, classes)
+    names, told = _class_names(checkpoint, artifact, card, classes, dataset)
     notes += told
     recognizer = build_recognizer(artifact["method"], artifact["settings"]).to(device).eval()
     artifacts.load_into(recognizer, artifacts.read_weights(weights), origin=str(weights))
@@ -102,6 +103,8 @@ def predict(
     trace = Trace(1, details=True)
     with torch.inference_mode():
         logits = recognizer.infer(clips, chosen.settings, trace=trace)
+    if not torch.isfinite(logits).all():
+        raise BenchError(f"{checkpoint}: the scores of {video} are not finite; the weights diverged in training")
     table = CostTable.of([metered(recognizer, clips, chosen.settings, device=device)[0]])
     meta = item["data_samples"].metainfo
     longest = max(requests, key=lambda r: r.frames).name
@@ -174,26 +177,29 @@ def _card(
         )
     if name.startswith(CSV_PREFIX):
         path = Path(name.removeprefix(CSV_PREFIX))
-        known = read_csv(path, allow_absolute=True).classes if dataset or path.is_file() else ()
+        needed = dataset or (path.is_file() and not artifact.get("classes"))
+        known = read_csv(require_printable(path), allow_absolute=True).classes if needed else ()
         return replace(card, classes=known), []
     found = first_existing(data_root / card.name, card.class_files)
     return (replace(card, classes=read_classes(found)) if found else card), []
 
 
 def _class_names(
-    artifact: Mapping[str, Any], card: DatasetCard, file: Path | None
+    checkpoint: Path, artifact: Mapping[str, Any], card: DatasetCard, file: Path | None, dataset: str | None
 ) -> tuple[Sequence[str], list[str]]:
-    number = artifact["settings"]["num_classes"]
+    """Names by class: of the file, else of --dataset, which the checkpoint's must equal, else its own."""
+    number, own = artifact["settings"]["num_classes"], tuple(artifact.get("classes") or ())
     if file is not None and not file.is_file():
         raise UsageError(f"--classes {file}: there is no such file; it holds one class name per line")
     try:
-        names = read_classes(file) if file is not None else tuple(artifact.get("classes") or card.classes)
+        names = read_classes(file) if file is not None else (dataset and card.classes) or own or card.classes
     except DataError as error:
         raise UsageError(f"--classes {error}") from None
     if not names:
         return [f"class {i}" for i in range(number)], ["class names are not known; see --dataset and --classes"]
-    if len(names) != number:
-        raise UsageError(f"the checkpoint knows {number} classes, {file or card.title} has {len(names)}")
+    different = unlike(number, () if file is not None else own, names)
+    if different:
+        raise UsageError(f"{checkpoint} does not fit {file or card.title}: {different}")
     return names, []
 
 
