@@ -201,15 +201,16 @@ def _filled(shapes: dict[str, Any], fill: Any, torch: Any) -> dict[str, Any]:
 
 
 def _activitynet(folder: Path) -> None:
-    """Two videos in the layout of ActivityNet, below DATA."""
+    """Four videos in the layout of ActivityNet, below DATA."""
     root = folder / "DATA" / "activitynet"
     if root.exists():
         return
     (root / "videos").mkdir(parents=True)
-    for name in ("a", "b", "c"):
-        shutil.copy(folder / "holiday.mp4", root / "videos" / f"{name}.mp4")
-    (root / "actnet_train_split.txt").write_text("a.mp4 3\nb.mp4 4\n")
-    (root / "actnet_val_split.txt").write_text("c.mp4 3\n")
+    rng = np.random.default_rng(1)
+    for name in ("a", "b", "c", "d"):
+        write_clip(root / "videos" / f"{name}.mp4", rng, COLOURS[0])
+    (root / "actnet_train_split.txt").write_text("a.mp4 3\nb.mp4 3\nc.mp4 4\n")
+    (root / "actnet_val_split.txt").write_text("d.mp4 3\n")
     (root / "classInd.txt").write_text("".join(f"class {i}\n" for i in range(200)))
 
 
