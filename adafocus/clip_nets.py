@@ -15,8 +15,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from harness.errors import unknown
 from harness.layers.backbone import Backbone
-from harness.layers.backbones import build_backbone
+from harness.layers.backbones import OVER_TIME, build_backbone
 from harness.layers.init import normal_linear
 
 
@@ -123,12 +124,17 @@ class OverTimeNet(ClipNet):
         hidden: Width of the heads' hidden layer.
         dropout: Behind the hidden layer.
 
+    Raises:
+        UsageError: The network does not convolve over time.
+
     Source: docs/methods/uni-adafocus.md#on-x3d.
     """
 
     over_time = True
 
     def __init__(self, backbone: str, num_classes: int, *, hidden: int = 2048, dropout: float = 0.5) -> None:
+        if backbone not in OVER_TIME:
+            raise unknown("backbone over time", backbone, OVER_TIME)
         super().__init__(build_backbone(backbone), backbone)
         self.head = _mlp(self.dim, hidden, num_classes, dropout)
         self.aux_head = _mlp(self.dim, hidden, num_classes, dropout)

@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from adafocus.settings import Networks
+from harness.contract.groups import Positive
 from harness.contract.recognizer import EfficientRecognizer
+from harness.errors import UsageError
 from harness.layers.crop import check_patch_size
 from harness.layers.resize import resize
 
@@ -28,11 +30,13 @@ class GlanceAndFocus(EfficientRecognizer):
     glance: Any
     focus: Any
 
-    def __init__(self, num_classes: int, *, patch_size: int, networks: Networks, **kwargs: Any) -> None:
+    def __init__(self, num_classes: int, *, patch_size: Positive, networks: Networks, **kwargs: Any) -> None:
         super().__init__(num_classes, **kwargs)
         check_patch_size(patch_size, self.resolution)
         self.patch_size, self.networks = patch_size, networks
         self.glance_side = networks.glance_side or self.resolution
+        if self.glance_side > self.resolution:
+            raise UsageError(f"glance_side {self.glance_side} is larger than the frames of {self.resolution} px")
 
     def shrink(self, x_N3HW: Tensor) -> Tensor:
         """Frames as the glance network sees them."""

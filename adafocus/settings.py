@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from harness.contract.exits import Score
-from harness.contract.groups import settings
+from harness.contract.groups import Dropout, Natural, Positive, Weight, settings
 from harness.layers.crop import box_stretch
 from harness.layers.resize import ResizeMode
 
@@ -23,7 +23,7 @@ class Networks:
 
     glance: str = "mobilenet_v2"
     """Backbone that sees whole frames."""
-    glance_side: int | None = None
+    glance_side: Positive | None = None
     """Side in pixels at which it sees them; None for full resolution."""
     glance_resize: ResizeMode = "bilinear"
     """How frames get there, see `harness.layers.resize`."""
@@ -54,9 +54,9 @@ def tiny_networks(resolution: int, suffix: str = "") -> dict[str, Any]:
 class PolicyWidths:
     """The policy that places patches, V1 and V2."""
 
-    policy_channels: int
+    policy_channels: Positive
     """Of the 1x1 convolution."""
-    policy_hidden: int = 1024
+    policy_hidden: Positive = 1024
     """Of the layers behind it."""
 
 
@@ -84,17 +84,17 @@ class BoxesAndFrames:
     """Focus frames by `learned` weights, or `uniform`."""
     deformable: bool = True
     """Boxes have a learned height and width; else P x P pixels."""
-    smallest_box: int | None = None
+    smallest_box: Positive | None = None
     """Side of the smallest box in pixels; None for 3/7 of the frame, the paper's 96 of 224."""
-    spatial_channels: int = 128
+    spatial_channels: Positive = 128
     """Width of the spatial policy's hidden convolutions."""
-    temporal_channels: int = 64
+    temporal_channels: Positive = 64
     """Width of the temporal policy's."""
     policies_centred: bool = False
     """Start the spatial policy at the centre and the temporal one at equal weights."""
-    size_weight: float = 1.0
+    size_weight: Weight = 1.0
     """Weight of the prior that pulls boxes towards the whole frame (the code's `norm_ratio`)."""
-    draws: int = 128
+    draws: Positive = 128
     """Random orders of the Monte-Carlo estimate, see `monte_carlo_logits`."""
     random_pass: bool = True
     """Train the focus network on random patches too."""
@@ -113,11 +113,11 @@ class BoxesAndFrames:
 class StepClassifier:
     """The classifier that sees more frames at every step, V2 and Uni-AdaFocus: see RunningMaxClassifier."""
 
-    classifier_hidden: int = 4096
+    classifier_hidden: Natural = 4096
     """Of its MLP; 0: none."""
     classifier_shared: bool = False
     """One linear layer for all steps."""
-    dropout: float = 0.2
+    dropout: Dropout = 0.2
     """Before the linear layers."""
 
     def options(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class FrameHeads:
 
     aux_losses: bool = True
     """Classify single frames of both networks too."""
-    head_dropout: float = 0.2
+    head_dropout: Dropout = 0.2
     """Dropout of those classifiers."""
     glance_loss: Literal["frame", "video"] = "frame"
     """Loss of single glance frames per `frame` or on the `video`'s mean logits."""
@@ -143,7 +143,7 @@ class Exits:
 
     order: str | Sequence[int] = "temporal"
     """Order in which frames are processed, see `frame_order`."""
-    exit_every: int = 1
+    exit_every: Natural = 1
     """Frames between exits; larger ones cost less overhead. 0: no exits."""
     exit_score: Score = "softmax"
     """See `exit_scores`; the authors' code calls the largest `logit` confidence."""

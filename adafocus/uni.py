@@ -35,6 +35,7 @@ from adafocus.uni_policies import (
 )
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.contract.exits import NEVER, point_thresholds, staying
+from harness.contract.groups import Positive
 from harness.contract.recognizer import Clips
 from harness.contract.trace import Trace
 from harness.errors import UsageError
@@ -150,10 +151,10 @@ class UniAdaFocus(GlanceAndFocus):
         self,
         num_classes: int,
         *,
-        frames: int = 16,
-        glance_frames: int = 16,
-        group: int = 3,
-        patch_size: int = 128,
+        frames: Positive = 16,
+        glance_frames: Positive = 16,
+        group: Positive = 3,
+        patch_size: Positive = 128,
         networks: Networks = Networks(glance_resize="bilinear-corners"),
         policies: BoxesAndFrames = BoxesAndFrames(),
         stop_gradient: bool = False,

@@ -25,6 +25,7 @@ from adafocus.settings import BoxesAndFrames, Networks, tiny_networks
 from adafocus.uni_policies import InterpolationHead, SpatialPolicy, TemporalPolicy, monte_carlo_logits, size_prior
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.contract.exits import NEVER, Score, point_thresholds, staying
+from harness.contract.groups import Positive
 from harness.contract.recognizer import Clips
 from harness.contract.trace import Trace
 from harness.layers.backbones import published
@@ -72,10 +73,10 @@ class UniClip(GlanceAndFocus):
         self,
         num_classes: int,
         *,
-        frames: int = 8,
-        focus_frames: int = 12,
-        group: int = 3,
-        patch_size: int = 128,
+        frames: Positive = 8,
+        focus_frames: Positive = 12,
+        group: Positive = 3,
+        patch_size: Positive = 128,
         networks: Networks = Networks(),
         policies: BoxesAndFrames = BoxesAndFrames(size_weight=0.5),
         align_crops: bool = False,

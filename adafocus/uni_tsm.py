@@ -14,6 +14,7 @@ from adafocus.clip_nets import TwoHeadNet
 from adafocus.settings import FULL_SIZE, Networks
 from adafocus.uni_clip import UniClip
 from harness.contract.declarations import Stage
+from harness.contract.groups import Dropout
 
 from mmaction.registry import MODELS
 
@@ -52,7 +53,7 @@ class UniAdaFocusTSM(UniClip):
         num_classes: int,
         *,
         networks: Networks = Networks(),
-        dropout: float = 0.5,
+        dropout: Dropout = 0.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, networks=networks, **kwargs)

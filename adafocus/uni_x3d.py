@@ -14,6 +14,7 @@ from adafocus.clip_nets import OverTimeNet
 from adafocus.settings import Networks
 from adafocus.uni_clip import TINY_DEPARTURES, UniClip
 from harness.contract.declarations import InitFrom, Stage
+from harness.contract.groups import Dropout, Positive
 from harness.layers.backbones import IMAGENET_FILES
 
 from mmaction.registry import MODELS
@@ -63,8 +64,8 @@ class UniAdaFocusX3D(UniClip):
         num_classes: int,
         *,
         networks: Networks = Networks(glance="x3d_s", focus="x3d_l"),
-        head_hidden: int = 2048,
-        dropout: float = 0.5,
+        head_hidden: Positive = 2048,
+        dropout: Dropout = 0.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, networks=networks, **kwargs)

@@ -14,10 +14,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn import functional as F
@@ -27,10 +28,10 @@ from adafocus.policy import cell_places, grid_policy, scattered
 from adafocus.rewards import Reward, keep_rewards, patch_rewards
 from adafocus.settings import FULL_SIZE, Networks, PolicyWidths, tiny_networks
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
-from harness.contract.groups import settings
+from harness.contract.groups import Dropout, Positive, Probability, Weight, settings
 from harness.contract.recognizer import Clips
 from harness.contract.trace import Trace
-from harness.errors import UsageError, unknown
+from harness.errors import unknown
 from harness.layers.backbones import build_backbone
 from harness.layers.crop import crop_boxes, hard_crop
 from harness.layers.gumbel import decide
@@ -80,11 +81,11 @@ class Reinforced:
 
     reward: Reward = "random"
     """What a patch is worth, see `patch_rewards`."""
-    gamma: float = 0.7
+    gamma: Probability = 0.7
     """Discount of later rewards."""
-    entropy_weight: float = 0.01
+    entropy_weight: Weight = 0.01
     """Of the bonus for an undecided policy."""
-    samples: int = 1
+    samples: Positive = 1
     """Trajectories drawn per video and update (the authors' code: 1)."""
 
 
@@ -94,7 +95,7 @@ class Skipping:
 
     skip: bool = False
     """Have it."""
-    skip_cost: float = 0.02
+    skip_cost: Weight = 0.02
     """What a patch costs, as a probability: it is worth keeping where it raises p by more."""
 
 
@@ -136,21 +137,19 @@ class AdaFocusV1(GlanceAndFocus):
         self,
         num_classes: int,
         *,
-        frames: int = 16,
-        patch_size: int = 128,
+        frames: Positive = 16,
+        patch_size: Positive = 128,
         networks: Networks = Networks(glance_resize="nearest"),
-        grid: int = 7,
+        grid: Annotated[int, Ge(2), Le(64)] = 7,
         policy: PolicyWidths = PolicyWidths(policy_channels=32),
-        classifier_hidden: int = 1024,
-        dropout: float = 0.8,
-        head_dropout: float = 0.2,
+        classifier_hidden: Positive = 1024,
+        dropout: Dropout = 0.8,
+        head_dropout: Dropout = 0.2,
         learning: Reinforced = Reinforced(),
         skipping: Skipping = Skipping(),
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, patch_size=patch_size, networks=networks, **kwargs)
-        if grid < 2 or learning.samples < 1:
-            raise UsageError(f"grid must be at least 2 and samples at least 1, not {grid} and {learning.samples}")
         self.frames, self.grid, self.learning, self.skipping = frames, grid, learning, skipping
         self.given: dict[str, Any] = {
             "frames": frames, "patch_size": patch_size, "grid": grid, "head_dropout": head_dropout,

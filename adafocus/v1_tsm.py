@@ -24,9 +24,10 @@ from adafocus.glance_and_focus import GlanceAndFocus
 from adafocus.policy import gaussian_policy, scattered
 from adafocus.settings import FULL_SIZE, Networks, PolicyWidths, tiny_networks
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
+from harness.contract.groups import Dropout, Positive, Rate
 from harness.contract.recognizer import Clips
 from harness.contract.trace import Trace
-from harness.errors import UsageError, unknown
+from harness.errors import unknown
 from harness.layers.backbones import published
 from harness.layers.crop import crop_boxes, hard_crop
 from harness.layers.ppo import normalised, ppo_losses
@@ -92,20 +93,18 @@ class AdaFocusV1TSM(GlanceAndFocus):
         self,
         num_classes: int,
         *,
-        frames: int = 8,
-        focus_frames: int = 12,
-        patch_size: int = 144,
+        frames: Positive = 8,
+        focus_frames: Positive = 12,
+        patch_size: Positive = 144,
         networks: Networks = Networks(),
         policy: PolicyWidths = PolicyWidths(policy_channels=64),
-        action_std: float = 0.25,
-        samples: int = 1,
-        dropout: float = 0.5,
+        action_std: Rate = 0.25,
+        samples: Positive = 1,
+        dropout: Dropout = 0.5,
         align_crops: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, patch_size=patch_size, networks=networks, **kwargs)
-        if samples < 1 or action_std <= 0:
-            raise UsageError(f"samples must be at least 1 and action_std positive, not {samples} and {action_std}")
         self.frames, self.focus_frames = frames, focus_frames
         self.action_std, self.samples, self.align_crops = action_std, samples, align_crops
         self.glance = ShiftedNet(networks.glance, num_classes, dropout=dropout)

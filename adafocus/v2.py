@@ -35,6 +35,7 @@ from adafocus.settings import (
 )
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
 from harness.contract.exits import NEVER, point_thresholds, staying
+from harness.contract.groups import Positive
 from harness.contract.recognizer import Clips
 from harness.contract.trace import Trace
 from harness.layers.backbones import build_backbone, published
@@ -125,8 +126,8 @@ class AdaFocusV2(GlanceAndFocus):
         self,
         num_classes: int,
         *,
-        frames: int = 16,
-        patch_size: int = 128,
+        frames: Positive = 16,
+        patch_size: Positive = 128,
         patch_policy: Placed = "learned",
         networks: Networks = Networks(glance_resize="bilinear-corners"),
         policy: PolicyWidths = PolicyWidths(policy_channels=64, policy_hidden=2048),

@@ -22,6 +22,7 @@ from adafocus.glance_and_focus import GlanceAndFocus
 from adafocus.policy import ClipPolicy, scattered
 from adafocus.settings import FULL_SIZE, Networks, PatchLearning, PolicyWidths, tiny_networks
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
+from harness.contract.groups import Dropout, Positive
 from harness.contract.recognizer import Clips
 from harness.contract.trace import Trace
 from harness.layers.backbones import published
@@ -93,14 +94,14 @@ class AdaFocusV2TSM(GlanceAndFocus):
         self,
         num_classes: int,
         *,
-        frames: int = 8,
-        focus_frames: int = 12,
-        patch_size: int = 128,
+        frames: Positive = 8,
+        focus_frames: Positive = 12,
+        patch_size: Positive = 128,
         patch_policy: Literal["learned", "random", "centre", "whole"] = "learned",
         networks: Networks = Networks(),
         policy: PolicyWidths = PolicyWidths(policy_channels=64),
         learning: PatchLearning = PatchLearning(),
-        dropout: float = 0.5,
+        dropout: Dropout = 0.5,
         aux_loss: Literal["video", "frame"] = "video",
         align_crops: bool = False,
         **kwargs: Any,

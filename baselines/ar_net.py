@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, OperatingPoint, Stage, frame_points, tiny_stage
+from harness.contract.groups import Dropout, Positive, Share, Weight
 from harness.contract.recognizer import Clips, EfficientRecognizer
 from harness.contract.trace import Trace
 from harness.errors import UsageError
 from harness.layers.backbones import build_backbone
 from harness.layers.gumbel import decide, straight_through_gumbel
 from harness.layers.init import normal_linear, tsn_groups
-from harness.layers.resize import resize
+from harness.layers.resize import ResizeMode, resize, share_of
 from harness.measure.counter import MacMeter
 
 from mmaction.registry import MODELS
@@ -97,17 +98,17 @@ class ARNet(EfficientRecognizer):
         num_classes: int,
         *,
         backbones: Sequence[str] = ("resnet50", "resnet34", "resnet18"),
-        shares: Sequence[float] = (1.0, 0.75, 0.5),
+        shares: Sequence[Share] = (1.0, 0.75, 0.5),
         policy: str = "mobilenet_v2",
-        policy_share: float = 0.375,
-        hidden: int = 512,
-        frames: int = 16,
-        resize: str = "nearest",
-        dropout: float = 0.5,
-        accuracy_weight: float = 0.9,
-        cost_weight: float = 0.1,
-        uniform_weight: float = 3.0,
-        test_frames: Sequence[int] = (4, 8, 16, 25, 32),
+        policy_share: Share = 0.375,
+        hidden: Positive = 512,
+        frames: Positive = 16,
+        resize: ResizeMode = "nearest",
+        dropout: Dropout = 0.5,
+        accuracy_weight: Weight = 0.9,
+        cost_weight: Weight = 0.1,
+        uniform_weight: Weight = 3.0,
+        test_frames: Sequence[Positive] = (4, 8, 16, 25, 32),
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
@@ -115,8 +116,8 @@ class ARNet(EfficientRecognizer):
             raise UsageError(f"ar-net: {len(backbones)} backbones but {len(shares)} shares")
         self.backbone_names = tuple(backbones)
         self.shares = tuple(shares)
-        self.sides = tuple(round(self.resolution * share) for share in shares)
-        self.policy_side = round(self.resolution * policy_share)
+        self.sides = tuple(share_of(self.resolution, share) for share in shares)
+        self.policy_side = share_of(self.resolution, policy_share, least=1)
         self.policy_name = policy
         self.frames = frames
         self.resize = resize

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from harness.contract.declarations import OperatingPoint, Stage, frame_points, tiny_stage
+from harness.contract.groups import Positive, Share
 from harness.layers.frame_classifier import FrameClassifier
 from harness.layers.init import tsn_groups
-from harness.layers.resize import ResizeMode, resize
+from harness.layers.resize import ResizeMode, resize, share_of
 
 from mmaction.registry import MODELS
 
@@ -45,13 +46,13 @@ class TSN(FrameClassifier):
         self,
         num_classes: int,
         *,
-        share: float = 1.0,
+        share: Share = 1.0,
         resize: ResizeMode = "area",
-        test_frames: Sequence[int] = (1, 2, 4, 8, 16),
+        test_frames: Sequence[Positive] = (1, 2, 4, 8, 16),
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
-        self.side = round(self.resolution * share)
+        self.side = share_of(self.resolution, share)
         self.resize = resize
         self.test_frames = tuple(test_frames)
 

@@ -6,7 +6,9 @@ Exit codes of the command line: 0 all well, 1 a cell failed, a gate broke or not
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 OK, FAILED = 0, 1
 
@@ -33,6 +35,21 @@ class CheckpointError(BenchError):
 
 class StopRequested(Exception):
     """The work was asked to stop and did so after its state was saved."""
+
+
+@contextmanager
+def about(path: str | os.PathLike[str], remedy: str = "") -> Iterator[None]:
+    """Errors of the file system, and text that is not UTF-8, become a DataError that names the file `path`."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else path
+        raise DataError(f"{where}: {error.strerror or error}{remedy and f'; {remedy}'}") from error
+    except UnicodeEncodeError as error:
+        name = error.object[error.start : error.end]
+        raise DataError(f"{path}: {name!r} cannot be written as text; rename what it is the name of") from error
+    except UnicodeError as error:
+        raise DataError(f"{path} is not UTF-8 text{remedy and f'; {remedy}'}") from error
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

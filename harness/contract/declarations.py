@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Lt
+
+from harness.contract.groups import Positive, Probability, Rate, Weight, check_fields
 from harness.errors import UsageError
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -68,6 +71,7 @@ class InitFrom:
     """For `method:NAME`: settings of that method that differ from its defaults."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "init")
         kind = self.source.partition(":")[0]
         if kind not in ("pretrained", "stage", "method"):
             raise UsageError(f"init source {self.source!r}: expected pretrained:BACKBONE, stage:NAME or method:NAME")
@@ -78,8 +82,11 @@ class ParamGroup:
     """Optimizer settings of the parameters below some module prefixes (longest prefix wins)."""
 
     modules: tuple[str, ...]
-    lr_mult: float = 1.0
-    decay_mult: float = 1.0
+    lr_mult: Weight = 1.0
+    decay_mult: Weight = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "group")
 
 
 @dataclass(frozen=True)
@@ -87,19 +94,19 @@ class Stage:
     """One step of a training recipe, as data."""
 
     name: str
-    epochs: int
-    batch_size: int
-    lr: float
+    epochs: Positive
+    batch_size: Positive
+    lr: Rate
     optimizer: Literal["SGD", "AdamW", "Adam"] = "SGD"
-    weight_decay: float = 0.0
-    momentum: float = 0.9
+    weight_decay: Weight = 0.0
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     """SGD only."""
     schedule: Literal["cosine", "onecycle", "step", "constant"] = "cosine"
     """`cosine`: per epoch, to 0; `onecycle`: per iteration, `warmup` of all iterations up, then cosine
     to 0; `step`: x0.1 at `milestones` (epochs)."""
-    warmup: float = 0.2
-    milestones: tuple[int, ...] = ()
-    clip_grad: float | None = None
+    warmup: Probability = 0.2
+    milestones: tuple[Positive, ...] = ()
+    clip_grad: Rate | None = None
     """Largest L2 norm of all gradients together."""
     groups: tuple[ParamGroup, ...] = ()
     trained: tuple[str, ...] = ("",)
@@ -113,14 +120,13 @@ class Stage:
     """The method this stage trains instead (`tsn` for AR-Net's backbones); None trains the recognizer.
     A stage with `method` becomes that method's own artifact, shared with everyone who needs it."""
     method_settings: Mapping[str, Any] = field(default_factory=dict)
-    views_per_epoch: int = 1
+    views_per_epoch: Positive = 1
     """Training samples drawn per video and epoch."""
     departures: tuple[str, ...] = ()
     """Where this stage leaves the paper; shown in the record and the report."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise UsageError(f"stage {self.name!r}: epochs and batch_size must be at least 1")
+        check_fields(self, "stage")
 
 
 def tiny_stage(name: str, **changes: Any) -> Stage:
@@ -192,6 +198,7 @@ class MethodCard:
     outputs (harness.authors); None where there are none."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "card")
         allowed = {"space", "time", "sample", "resolution", "channels"}
         if not set(self.adapts) <= allowed:
             raise UsageError(f"card of {self.name!r}: adapts must be among {sorted(allowed)}")

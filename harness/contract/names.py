@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,8 @@ BASE = ("harness.contract.recognizer", "EfficientRecognizer")
 """Where the settings of a method's class end; what lies above is mmaction2's."""
 DATA_SETTINGS = ("num_classes", "resolution", "mean", "std")
 """Constructor settings that follow from the data set."""
+GROUP_DECORATORS = ("settings", "dataclass")
+"""What makes a class a group: any dataclass is one."""
 NOT_SETTINGS = frozenset({"self", "args", "kwargs", "data_preprocessor"})
 """Constructor arguments that are no settings."""
 
@@ -35,7 +38,8 @@ def split_name(name: str) -> tuple[str, dict[str, Any]]:
     for part in split_outside_brackets(rest[:-1]):
         key, sign, value = (text.strip() for text in part.partition("="))
         if not (sign and key and value):
-            raise UsageError(f"method {name!r}: expected setting=value, not {part!r}")
+            listed = "; a list stands in brackets, as in [order=[1,0]]" if settings and not sign else ""
+            raise UsageError(f"method {name!r}: expected setting=value, not {part!r}{listed}")
         if key in settings:
             raise UsageError(f"method {name!r} gives {key!r} twice")
         settings[key] = literal(value)
@@ -73,14 +77,33 @@ def class_settings(module: str, cls: str) -> frozenset[str] | None:
 
 def _group_fields(module: str, annotation: ast.expr | None) -> frozenset[str]:
     """Fields of the group (harness.contract.groups) that an annotation names; empty where it names none."""
-    if not isinstance(annotation, ast.Name):
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        annotation = ast.parse(annotation.value, mode="eval").body
+    if isinstance(annotation, ast.BinOp):  # GROUP | None
+        return _group_fields(module, annotation.left) | _group_fields(module, annotation.right)
+    if isinstance(annotation, ast.Subscript) and _last_name(annotation.value) == "Optional":
+        return _group_fields(module, annotation.slice)
+    home, name = _named(module, annotation)
+    found = _class(home, name) if home and home.partition(".")[0] not in sys.stdlib_module_names else None
+    if found is None or not any(_last_name(d) in GROUP_DECORATORS for d in found.decorator_list):
         return frozenset()
-    home, name = _origin(module, annotation.id)
-    found = _class(home, name) if "." in home else None
-    if found is None or not any(isinstance(d, ast.Name) and d.id == "settings" for d in found.decorator_list):
-        return frozenset()
-    fields = {n.target.id for n in found.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
-    return frozenset(fields).union(*(_group_fields(home, base) for base in found.bases))
+    own = (n for n in found.body if isinstance(n, ast.AnnAssign) and "ClassVar" not in ast.unparse(n.annotation))
+    fields = frozenset(n.target.id for n in own if isinstance(n.target, ast.Name))
+    return fields.union(*(_group_fields(home, base) for base in found.bases))
+
+
+def _named(module: str, expression: ast.expr | None) -> tuple[str, str]:
+    """Module and name of the class that an expression means: `Exits`, or `settings.Exits` of an imported module."""
+    if isinstance(expression, ast.Name):
+        return _origin(module, expression.id)
+    if isinstance(expression, ast.Attribute) and isinstance(expression.value, ast.Name):
+        return ".".join(filter(None, _origin(module, expression.value.id))), expression.attr
+    return "", ""
+
+
+def _last_name(expression: ast.expr) -> str:
+    """`settings` of `settings`, `groups.settings` and `settings(...)`."""
+    return ast.unparse(expression).partition("(")[0].rpartition(".")[2]
 
 
 def _class(module: str, name: str) -> ast.ClassDef | None:
@@ -97,12 +120,20 @@ def _origin(module: str, name: str) -> tuple[str, str]:
             for alias in node.names:
                 if name == (alias.asname or alias.name):
                     return node.module, alias.name
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if name == alias.asname:
+                    package, _, last = alias.name.rpartition(".")
+                    return package, last
     return module, name
 
 
 @cache
 def _tree(module: str) -> ast.Module | None:
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # a package on the way to it is missing
+        return None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     return ast.parse(Path(spec.origin).read_text(encoding="utf-8"), filename=spec.origin)

@@ -14,6 +14,7 @@ Shapes: B videos, T frames, C classes (or channels where it says so), K exits.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 import harness.compat.imports  # noqa: F401  (before mmaction)
 from harness.contract.declarations import EMPTY, ClipRequest, OperatingPoint, Stage, below
 from harness.contract.exits import calibrate_thresholds
-from harness.contract.groups import grouped, validated
+from harness.contract.groups import Positive, grouped, validated
 from harness.contract.preprocessor import ClipPreprocessor
 from harness.contract.trace import Trace
 from harness.errors import UsageError
@@ -63,16 +64,18 @@ class EfficientRecognizer(BaseRecognizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "__init__" in vars(cls):
-            cls.__init__ = validated(grouped(cls.__init__))  # type: ignore[method-assign]
+        for base in cls.__mro__[: cls.__mro__.index(EfficientRecognizer)]:  # mixins take settings too
+            init = vars(base).get("__init__")
+            if inspect.isfunction(init) and not hasattr(init, "validated"):
+                base.__init__ = validated(grouped(init))  # type: ignore[misc]
 
     @validated
     @grouped
     def __init__(
         self,
-        num_classes: int,
+        num_classes: Positive,
         *,
-        resolution: int = 224,
+        resolution: Positive = 224,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         data_preprocessor: Mapping[str, Any] | None = None,

@@ -10,17 +10,27 @@ import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from harness.errors import unknown
+from harness.errors import UsageError, unknown
 
 T = TypeVar("T")
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], *, kind: str | None = None) -> T:
-    """Build the dataclass `cls` from `mapping`; an unknown key raises UsageError with a suggestion."""
-    names = {f.name for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    """Build the dataclass `cls` from `mapping`.
+
+    Raises:
+        UsageError: No mapping, an unknown key (with a suggestion), or one that is needed is missing.
+    """
+    kind = kind or cls.__name__
+    if not isinstance(mapping, Mapping):
+        raise UsageError(f"{kind}: expected settings by name, not {mapping!r}")
+    fields = [f for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
     for key in mapping:
-        if key not in names:
-            raise unknown(f"{kind or cls.__name__} setting", key, names)
+        if key not in {f.name for f in fields}:
+            raise unknown(f"{kind} setting", key, (f.name for f in fields))
+    needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in mapping]:
+        raise UsageError(f"{kind} lacks {', '.join(missing)}")
     return cls(**mapping)
 
 
@@ -30,7 +40,7 @@ def literal(text: str) -> Any:
         return {"true": True, "false": False, "none": None}[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # no literal, or one nested too deeply
         return text
 
 

@@ -118,6 +118,13 @@ def _over_time(name: str, cls: str, *args: Any) -> Callable[..., Backbone]:
     return build
 
 
+OVER_TIME: Mapping[str, Callable[..., Backbone]] = {
+    "x3d_s": _over_time("x3d_s", "X3D", 2.2),
+    "x3d_l": _over_time("x3d_l", "X3D", 5.0),
+    "mbtiny3d": _over_time("mbtiny3d", "MBTiny3D"),
+    "restiny3d": _over_time("restiny3d", "ResTiny3D"),
+}
+"""Those that convolve over time."""
 BACKBONES: Mapping[str, Callable[..., Backbone]] = {
     "restiny": ResTiny,
     "mbtiny": MBTiny,
@@ -125,8 +132,5 @@ BACKBONES: Mapping[str, Callable[..., Backbone]] = {
     "resnet18": _resnet("resnet18"),
     "resnet34": _resnet("resnet34"),
     "resnet50": _resnet("resnet50"),
-    "x3d_s": _over_time("x3d_s", "X3D", 2.2),
-    "x3d_l": _over_time("x3d_l", "X3D", 5.0),
-    "mbtiny3d": _over_time("mbtiny3d", "MBTiny3D"),
-    "restiny3d": _over_time("restiny3d", "ResTiny3D"),
+    **OVER_TIME,
 }

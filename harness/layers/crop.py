@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from harness.errors import UsageError
 from harness.layers.precision import no_autocast
+from harness.layers.resize import SMALLEST
 
 
 def crop(x_N3HW: Tensor, actions_N2: Tensor, size: int) -> Tensor:
@@ -99,7 +100,9 @@ def hard_crop(x_N3HW: Tensor, actions_N2: Tensor, size: int) -> Tensor:
 
 
 def check_patch_size(size: int, side: int) -> None:
-    """Raise UsageError where a patch of `size` px is larger than frames of `side` px."""
+    """Raise UsageError where a patch of `size` px is larger than frames of `side` px, or too small for a network."""
+    if size < SMALLEST:
+        raise UsageError(f"patch_size {size} is too small; networks see {SMALLEST} px and more")
     if size > side:
         raise UsageError(f"patch_size {size} is larger than the frames of {side} px")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, Stage
+from harness.contract.groups import Dropout, Positive
 from harness.contract.recognizer import Clips, EfficientRecognizer
 from harness.contract.trace import Trace
 from harness.layers.backbones import build_backbone
@@ -37,7 +38,13 @@ class FrameClassifier(EfficientRecognizer):
     shift: ClassVar[bool] = False
 
     def __init__(
-        self, num_classes: int, *, backbone: str = "resnet50", frames: int = 8, dropout: float = 0.5, **kwargs: Any
+        self,
+        num_classes: int,
+        *,
+        backbone: str = "resnet50",
+        frames: Positive = 8,
+        dropout: Dropout = 0.5,
+        **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
         self.backbone_name, self.frames, self.side = backbone, frames, self.resolution

@@ -13,7 +13,7 @@ from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.registry import method_card, recognizer_class
 from harness.contract.values import digest
 from harness.data.cards import SIZES
-from harness.errors import unknown
+from harness.errors import UsageError, unknown
 from harness.layers.memory_format import set_memory_format
 
 
@@ -22,7 +22,8 @@ def build_recognizer(
 ) -> EfficientRecognizer:
     """The recognizer of `method` with all constructor `settings`; weights drawn from (seed, stage).
 
-    Raises UsageError for a setting that the class does not have.
+    Raises:
+        UsageError: The class does not have such a setting, or cannot be built with these values.
     """
     return build(recognizer_class(method), settings, name=method, seed=seed, stage=stage)
 
@@ -36,17 +37,23 @@ def build(
         if key not in names:
             raise unknown(f"setting of {name}", key, names)
     torch.manual_seed(int(digest([seed, stage], 8), 16))
-    recognizer = cls(**settings)
+    try:
+        recognizer = cls(**settings)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        reason = str(error).strip().splitlines() or [""]
+        raise UsageError(f"{name} cannot be built so: {type(error).__name__}: {reason[0]}") from error
     set_memory_format(recognizer, "channels_last")
     return recognizer
 
 
 def constructor_settings(cls: type[EfficientRecognizer]) -> set[str]:
-    """Names of all keyword settings a recognizer class takes, its bases included."""
-    names: set[str] = set()
-    for base in cls.__mro__:
-        if issubclass(base, EfficientRecognizer):
-            names |= set(inspect.signature(base.__init__).parameters)
+    """Names of all keyword settings a recognizer class takes, its bases and mixins included."""
+    bases = cls.__mro__[: cls.__mro__.index(EfficientRecognizer) + 1]
+    inits = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
+    taken = [inspect.signature(init).parameters.values() for init in inits]
+    names = {p.name for parameters in taken for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     return names - NOT_SETTINGS
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any
 
-from harness.contract.groups import check
 from harness.contract.values import from_mapping, literal, split_outside_brackets
 from harness.errors import UsageError
 from harness.plan.protocol import Protocol
@@ -34,6 +33,8 @@ def parse_sets(sets: Sequence[str] | None, epochs: int | None = None) -> tuple[O
             raise UsageError(f"--set takes KEY=VALUE, not {text!r}")
         key, value = parts
         head, _, rest = key.partition(".")
+        if key.startswith(".") or key.endswith(".") or rest.startswith("."):
+            raise UsageError(f"--set takes KEY=VALUE, and {key!r} lacks a name beside a dot")
         if head == "protocol":
             protocol[rest] = literal(value)
         elif head == "stage":
@@ -43,8 +44,4 @@ def parse_sets(sets: Sequence[str] | None, epochs: int | None = None) -> tuple[O
     if "budgets" in protocol:
         budgets = protocol["budgets"]
         protocol["budgets"] = tuple(budgets) if isinstance(budgets, list | tuple) else (budgets,)
-    hints = get_type_hints(Protocol)
-    for name, value in protocol.items():
-        if name in hints:
-            check(f"protocol.{name}", value, hints[name])
     return Overrides(settings, stages, epochs), from_mapping(Protocol, protocol, kind="protocol")

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from harness.contract.declarations import InitFrom, Stage
-from harness.contract.groups import check
+from harness.contract.declarations import InitFrom, Stage, below
 from harness.contract.names import DATA_SETTINGS, split_name
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.registry import method_card, recognizer_class
@@ -24,6 +23,7 @@ from harness.plan.recipes import Recipe, adapted, paper_recipe
 from harness.plan.units import DataSpec, EvalSpec, Spec, TrainSpec, Weights, training_part
 
 STAGE_FIELDS = get_type_hints(Stage)
+STAGE_IDENTITY = ("name", "method", "method_settings")
 TINY_EPOCH = 240
 """Samples in an epoch of a tiny recipe, at least: a small data set is gone through several times."""
 
@@ -90,6 +90,7 @@ class Planner:
             protocol=plain(self.protocol),
             initialisation=last.initialisation,
         )
+        self._recognizer(method, evaluation.settings)  # settings that it cannot have are told before anything starts
         return Cell(method, self.data, seed, train, evaluation)
 
     def chain(
@@ -110,6 +111,7 @@ class Planner:
                 continue
             self.stage_names.add(stage.name)
             stage = self._stage(stage, overridden)
+            _check_modules(method, stage, recognizer)
             weights, needed = self._weights(method, stage, own, seed)
             done.update((s.key, s) for s in needed)
             source = self._source(stage, weights, own, needed)
@@ -176,9 +178,10 @@ class Planner:
             owner, _, name = key.rpartition(".")
             if name not in STAGE_FIELDS:
                 raise unknown("stage setting", name, STAGE_FIELDS)
+            if name in STAGE_IDENTITY:
+                raise UsageError(f"--set stage.{key}: {', '.join(STAGE_IDENTITY)} say which stage it is and stay so")
             if owner in ("", stage.name):
-                changes[name] = tuple(value) if isinstance(value, list) else value
-                check(f"stage.{name}", changes[name], STAGE_FIELDS[name])
+                changes[name] = value
         epochs = changes.pop("epochs", self.overrides.epochs if overridden else None)
         if epochs is None:
             epochs = max(1, round(stage.epochs * self.protocol.epoch_scale))
@@ -229,7 +232,7 @@ class Planner:
                 f"there are no pre-trained weights for {backbone!r}; use --set protocol.initialisation=scratch"
             )
         candidates = [self.weights_dir / name for name in names] if self.weights_dir is not None else []
-        found = next((path for path in candidates if path.exists()), None)
+        found = next((path for path in candidates if path.is_file()), None)
         if found is not None:
             return found
         raise UsageError(
@@ -276,6 +279,17 @@ class Planner:
         if name not in self._built:
             self._built[name] = build_recognizer(method, settings)
         return self._built[name]
+
+
+def _check_modules(method: str, stage: Stage, recognizer: EfficientRecognizer) -> None:
+    """Raise UsageError where a stage names modules that the recognizer lacks, or trains nothing."""
+    recognizer.set_stage(stage)
+    names = [name for name, _ in recognizer.named_parameters()]
+    for init in stage.init:
+        if not any(below(name, init.into) for name in names):
+            raise UsageError(f"{method}: stage {stage.name!r} fills {init.into!r}, which the method does not have")
+    if not any(parameter.requires_grad for parameter in recognizer.parameters()):
+        raise UsageError(f"{method}: stage {stage.name!r} trains no parameter; trained is {list(stage.trained)}")
 
 
 def check_overrides(overrides: Overrides, methods: Sequence[str]) -> None:

@@ -21,12 +21,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from harness.contract.declarations import Stage
+from harness.contract.groups import check, check_fields
 from harness.contract.registry import method_card, method_cards
 from harness.contract.values import from_mapping
-from harness.errors import BenchError
+from harness.errors import BenchError, about
 from harness.plan.units import read_stage
 
 
@@ -42,6 +44,9 @@ class Recipe:
     """Empty: the method's default stages."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_fields(self, "recipe")
+
 
 @cache
 def recipes() -> tuple[Recipe, ...]:
@@ -52,7 +57,7 @@ def recipes() -> tuple[Recipe, ...]:
         if not folder.is_dir():
             continue
         paths = [path for path in folder.iterdir() if path.name.endswith(".toml")]
-        found += [_read(path.name.removesuffix(".toml"), path.read_text(encoding="utf-8")) for path in paths]
+        found += map(_read, paths)
     return tuple(sorted(found, key=lambda r: r.name))
 
 
@@ -93,10 +98,16 @@ def adapted(stages: Sequence[Stage], names: Collection[str]) -> tuple[Stage, ...
     return tuple(stage if stage.method is not None else fitted(stage) for stage in stages)
 
 
-def _read(name: str, text: str) -> Recipe:
+def _read(path: Traversable) -> Recipe:
+    with about(str(path)):
+        text = path.read_text(encoding="utf-8")
     try:
         values = tomllib.loads(text)
-        stages = tuple(read_stage(stage) for stage in values.pop("stages", []))
-        return from_mapping(Recipe, {"name": name, **values, "stages": stages})
+        stages = check("stages", values.pop("stages", []), list[dict[str, Any]])
+        return from_mapping(
+            Recipe,
+            {"name": path.name.removesuffix(".toml"), **values, "stages": tuple(map(read_stage, stages))},
+            kind="recipe",
+        )
     except (tomllib.TOMLDecodeError, TypeError, BenchError) as error:
-        raise BenchError(f"recipe {name}.toml: {error}") from None
+        raise BenchError(f"{path}: {error}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.contract.declarations import InitFrom, ParamGroup, Stage
+from harness.contract.groups import check
 from harness.contract.values import digest, from_mapping, plain
 from harness.errors import DataError
 from harness.plan import protocol as protocols
@@ -268,13 +269,12 @@ def read_spec(value: Mapping[str, Any]) -> Spec:
 
 def read_stage(value: Mapping[str, Any]) -> Stage:
     """A Stage from its plain form (JSON, TOML)."""
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    if "groups" in fields:
-        groups = [from_mapping(ParamGroup, g) for g in fields["groups"]]
-        fields["groups"] = tuple(ParamGroup(tuple(g.modules), g.lr_mult, g.decay_mult) for g in groups)
-    if "init" in fields:
-        fields["init"] = tuple(from_mapping(InitFrom, i) for i in fields["init"])
-    return from_mapping(Stage, fields)
+    fields = dict(value)
+    for name, cls in (("groups", ParamGroup), ("init", InitFrom)):
+        if name in fields:
+            parts = check(f"stage.{name}", fields[name], list[Any] | tuple[Any, ...])
+            fields[name] = tuple(from_mapping(cls, part, kind=f"stage.{name}") for part in parts)
+    return from_mapping(Stage, fields, kind="stage")
 
 
 def _file_identity(path: str | None) -> str | None:

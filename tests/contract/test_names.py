@@ -288,7 +288,7 @@ def test_adapted_stages() -> None:
     [
         ({"epochs": "many"}, "stage.epochs='many': expected a valid integer"),
         ({"optimizer": "Foo"}, "unknown stage.optimizer 'Foo'; known: Adam, AdamW, SGD"),
-        ({"milestones": ["x"]}, "stage.milestones=('x',): expected a valid integer"),
+        ({"milestones": ["x"]}, "stage.milestones=['x']: expected a valid integer"),
     ],
 )
 def test_wrong_values_of_stages_are_told(changes: dict[str, object], told: str) -> None:
