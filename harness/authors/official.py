@@ -9,6 +9,8 @@ a `Converted`, or None for a file of another method.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,9 +21,9 @@ import torch
 from torch import Tensor
 
 from harness.contract.registry import authors_module, method_cards
-from harness.errors import CheckpointError, UsageError
+from harness.errors import BenchError, CheckpointError, UsageError
 from harness.plan.building import build_recognizer
-from harness.store.artifacts import UNREADABLE
+from harness.store import artifacts
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ def _read_by(reader: Any, content: Mapping[str, Any], given: Mapping[str, Any], 
     except KeyError as error:
         told = f"{where} looks like a checkpoint of {_told(reader)}"
         raise CheckpointError(f"{told}, but has nothing for {error}") from None
-    except IndexError:
-        raise CheckpointError(f"{where}: tensors of {_told(reader)} have the wrong number of axes") from None
+    except (IndexError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"{where}: its tensors are not of the form that {_told(reader)}'s have") from error
     return converted
 
 
@@ -122,22 +124,37 @@ def read_official(path: Path | str) -> dict[str, Any]:
     scalar: Any = np.float64(0).__reduce__()[0]  # NumPy's own function that rebuilds a scalar
     numbers: list[Any] = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64")]
     allowed: list[Any] = [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *numbers]
+    from safetensors import SafetensorError
+
+    artifacts.check_file(Path(path))
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, on old pickles, which it then reads or refuses
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as a file of tensors and numbers: {reason}") from None
+    except (*artifacts.UNREADABLE, SafetensorError) as error:
+        raise artifacts.unreadable(Path(path), error) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content
 
 
 def _readers(names: set[str] | None = None) -> list[Any]:
-    """Modules that read official files, of all methods or of some."""
+    """Modules that read official files, of all methods or of some.
+
+    One that cannot be imported is told on standard error, unless its method was asked for: then it raises.
+    """
     cards = method_cards()
     chosen = [name for name, card in cards.items() if (name in names if names else not card.variant_of)]
-    readers = [module for name in chosen if (module := authors_module(cards[name])) is not None]
+    readers = []
+    for name in chosen:
+        try:
+            module = authors_module(cards[name])
+        except BenchError as error:
+            if names:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        readers += [module] if module is not None else []
     if not readers:
         raise UsageError(f"{', '.join(names or chosen)} has no official checkpoints to read")
     return readers

@@ -11,6 +11,7 @@ returns the outputs by name, or None for a pair that is not the method's own.
 from __future__ import annotations
 
 import json
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from harness.contract.registry import authors_module, method_cards
-from harness.errors import BenchError, UsageError
+from harness.errors import BenchError, DataError, UsageError, about
 
 TOLERANCE = 1e-4
 """Largest absolute difference of a recorded output; discrete outputs must be equal."""
@@ -94,37 +95,66 @@ def run_parity(folder: Path | str, names: Sequence[str] = ()) -> list[ParityResu
 def iter_parity(folder: Path | str, names: Sequence[str] = ()) -> Iterator[ParityResult]:
     """As `run_parity`, each result as soon as it is known."""
     folder = Path(folder)
-    found = {path.stem: path for path in sorted(folder.glob("*.json")) if path.with_suffix(".npz").exists()}
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder; name one of parity pairs (NAME.json beside NAME.npz)")
+    found = {p.stem: p.with_suffix(".json") for p in sorted(folder.iterdir()) if p.suffix in (".json", ".npz")}
     if not found:
         raise UsageError(f"{folder} holds no parity pairs (NAME.json beside NAME.npz)")
     unknown_names = [name for name in names if name not in found]
     if unknown_names:
         raise UsageError(f"{folder} has no pair {', '.join(unknown_names)}; it has {', '.join(found)}")
     for name in names or found:
-        yield replay(read_case(found[name]))
+        try:
+            case = read_case(found[name])
+        except BenchError as error:  # other pairs may still pass
+            yield ParityResult(name, "fail", str(error))
+        else:
+            yield replay(case)
 
 
 def read_case(path: Path) -> ParityCase:
-    """The pair whose JSON file is `path`."""
-    with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-        return ParityCase(path.stem, json.loads(path.read_text()), dict(arrays))
+    """The pair whose JSON file is `path`.
+
+    Raises:
+        DataError: One of its files is missing, damaged, or of another form.
+    """
+    values = path.with_suffix(".npz")
+    with about(path, "a pair is NAME.json beside NAME.npz"):
+        text = path.read_text(encoding="utf-8")
+    try:
+        spec = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}") from error
+    if not isinstance(spec, dict):
+        raise DataError(f"{path} holds a {type(spec).__name__}, not settings by name")
+    try:
+        with about(values, "a pair is NAME.json beside NAME.npz"), np.load(values, allow_pickle=False) as arrays:
+            return ParityCase(path.stem, spec, dict(arrays))
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
+        raise DataError(f"{values} is damaged, or no .npz of plain arrays: {type(error).__name__}") from error
 
 
 def replay(case: ParityCase) -> ParityResult:
     """Let the method that knows the pair compute it, and compare."""
+    broken: list[str] = []
     for name, card in method_cards().items():
-        module = None if card.variant_of else authors_module(card)
+        try:
+            module = None if card.variant_of else authors_module(card)
+        except BenchError as error:  # a card that is wrong says nothing of this pair
+            broken.append(str(error))
+            continue
         if module is None:
             continue
         try:
             outputs = module.parity(case)
         except BenchError as error:
             return ParityResult(case.name, "fail", str(error))
-        except (LookupError, ValueError, RuntimeError) as error:  # other pairs may still pass
+        except Exception as error:  # noqa: BLE001  (a pair may hold anything, and others may still pass)
             return ParityResult(case.name, "fail", f"{name} stopped with {type(error).__name__}: {error}")
         if outputs is not None:
             return compare(case, outputs)
-    return ParityResult(case.name, "unsupported", f"no method computes {case.spec.get('method', 'this pair')!r} yet")
+    told = "; ".join((f"no method computes {case.spec.get('method', 'this pair')!r} yet", *broken))
+    return ParityResult(case.name, "unsupported", told)
 
 
 def compare(case: ParityCase, outputs: Mapping[str, np.ndarray]) -> ParityResult:

@@ -193,14 +193,19 @@ def check_codecs() -> Iterator[Finding]:
 
 
 def check_methods() -> Iterator[Finding]:
-    """Every method file has a readable card."""
-    from harness.contract.registry import method_cards
+    """Every method file has a readable card, and what knows the authors' files can be imported."""
+    from harness.contract.registry import authors_module, method_cards
 
     try:
         cards = method_cards()
-    except (BenchError, OSError, SyntaxError) as error:
+    except BenchError as error:
         yield Finding("fail", f"a method's card cannot be read: {error}", "mend or remove that file")
         return
+    for card in cards.values():
+        try:
+            authors_module(card)
+        except BenchError as error:
+            yield Finding("fail", str(error), "mend the card's entry `authors`, or install what the module needs")
     if cards:
         yield Finding("ok", f"{len(cards)} methods found")
     else:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.contract.declarations import MethodCard
+from harness.contract.groups import check
 from harness.contract.names import DATA_SETTINGS, class_settings, split_name, written
 from harness.contract.values import from_mapping
-from harness.errors import BenchError, UsageError, unknown
+from harness.errors import BenchError, UsageError, about, unknown
 
 ENTRY_POINTS = "focusbench.methods"
 OWN_PACKAGES = ("adafocus", "baselines")
@@ -57,12 +58,25 @@ def method_card(name: str) -> MethodCard:
 def recognizer_class(name: str) -> Any:
     """Import the method's module (torch and mmaction2 with it) and return its class."""
     card = method_card(name)
-    return getattr(importlib.import_module(card.module), card.cls)
+    try:
+        return getattr(importlib.import_module(card.module), card.cls)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise BenchError(f"method {card.name}: {card.module}.{card.cls} cannot be imported: {error}") from error
 
 
 def authors_module(card: MethodCard) -> Any:
-    """Import the module that knows the authors' files of a method; None where its card names none."""
-    return importlib.import_module(card.authors) if card.authors else None
+    """Import the module that knows the authors' files of a method; None where its card names none.
+
+    Raises:
+        BenchError: There is no such module, or it cannot be imported; names the card.
+    """
+    if card.authors is None:
+        return None
+    try:
+        return importlib.import_module(card.authors)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise BenchError(f"the card of {card.name} names authors {card.authors!r}, not importable: {reason}") from error
 
 
 def _with_settings(card: MethodCard, settings: dict[str, Any]) -> MethodCard:
@@ -94,17 +108,23 @@ def _modules(package: str) -> Iterator[tuple[str, Path]]:
 
 def _cards_in(module: str, path: Path) -> Iterator[MethodCard]:
     """The card of a file and its `variants`; nothing where the file holds no CARD."""
-    text = path.read_text(encoding="utf-8")
+    with about(path):
+        text = path.read_text(encoding="utf-8")
     if "CARD" not in text:
         return
-    for node in ast.parse(text, filename=str(path)).body:
+    try:
+        tree = ast.parse(text, filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        raise BenchError(f"{path} is no Python: {error}") from error
+    for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if any(isinstance(t, ast.Name) and t.id == "CARD" for t in targets):
             try:
                 entry = ast.literal_eval(node.value)  # type: ignore[attr-defined]
-            except ValueError as error:
+                variants = entry.pop("variants", {})
+                check("variants", variants, dict[str, dict[str, Any]])
+            except (ValueError, AttributeError, TypeError, UsageError) as error:
                 raise BenchError(f"{path}: CARD must be a literal dict: {error}") from None
-            variants = entry.pop("variants", {})
             card = _card(module, path, entry)
             yield card
             for name, changes in variants.items():
@@ -116,5 +136,5 @@ def _card(module: str, path: Path, entry: dict[str, Any]) -> MethodCard:
     values["cls"] = values.pop("class", None)
     try:
         return from_mapping(MethodCard, {**values, "module": module}, kind="CARD")
-    except TypeError as error:
-        raise BenchError(f"{path}: CARD is incomplete: {error}") from None
+    except UsageError as error:
+        raise BenchError(f"{path}: {error}") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import struct
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contract.declarations import below
 from harness.contract.values import plain
-from harness.errors import BenchError, CheckpointError, UsageError
+from harness.errors import BenchError, CheckpointError, UsageError, about
 from harness.store.files import file_hash, write_atomically, write_json
 from harness.store.records import SCHEMA_VERSION
 
@@ -40,6 +41,27 @@ UNREADABLE = (
     struct.error,
 )
 """What torch raises for files that are damaged, foreign, or hold more than tensors and numbers."""
+
+
+def check_file(path: Path) -> None:
+    """Raise CheckpointError where `path` is no file that could hold a checkpoint."""
+    with about(path):
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a folder; name the checkpoint file in it")
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist")
+        if not path.stat().st_size:
+            raise CheckpointError(f"{path} is empty; fetch or copy it again")
+
+
+def unreadable(path: Path, error: Exception) -> CheckpointError:
+    """What to tell of a checkpoint that torch or safetensors does not read; own words, no advice to run its code."""
+    objects = re.findall(r"GLOBAL (\S+)", str(error))
+    if objects:
+        held = ", ".join(dict.fromkeys(objects))
+        return CheckpointError(f"{path} cannot be read: it holds Python objects ({held}) beside tensors and numbers")
+    what = "cannot be read as a file of tensors and numbers"
+    return CheckpointError(f"{path} {what}: it is damaged, cut short, or holds something else; fetch or copy it again")
 
 
 def folder(work_dir: Path | str, key: str) -> Path:
@@ -126,15 +148,13 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
+    check_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
     except (*UNREADABLE, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as a file of plain tensors: {reason}") from None
+        raise unreadable(path, error) from error
     state = value.get("state_dict", value.get("model_state", value)) if isinstance(value, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise CheckpointError(f"{path} does not hold a state dict of tensors")
