@@ -26,7 +26,6 @@ from harness.commands.options import (
     DataRoot,
     Device,
     Json,
-    Methods,
     Parts,
     Place,
     Resolution,
@@ -37,8 +36,11 @@ from harness.commands.options import (
     Videos,
     WeightsDir,
     WorkDir,
+    new_file,
+    new_folder,
 )
-from harness.contract.groups import grouped
+from harness.commands.terminal import DEBUG, guarded
+from harness.contract.groups import MOST, grouped
 
 app = typer.Typer(
     name="bench",
@@ -50,6 +52,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def _global(
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error; stands anywhere.")] = False,
+) -> None:
+    """Help only: `guarded` reads the option, wherever it stands."""
+
+
 data_app = typer.Typer(no_args_is_help=True, help="Render, check and describe data sets.")
 app.add_typer(data_app, name="data")
 
@@ -96,7 +107,7 @@ def eval_(
     parts: Parts,
     sets: Sets = None,
     dump: Annotated[
-        Path | None, typer.Option("--dump", help="Write per-video logits, targets and costs (.npz).")
+        Path | None, typer.Option("--dump", callback=new_file, help="Write per-video logits, targets and costs (.npz).")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -104,9 +115,7 @@ def eval_(
     from harness.commands.evaluate import evaluate
 
     raise typer.Exit(
-        evaluate(
-            checkpoint, dataset, place, videos, parts, sets=sets, dump=dump, as_json=as_json, command=_command()
-        )
+        evaluate(checkpoint, dataset, place, videos, parts, sets=sets, dump=dump, as_json=as_json, command=_command())
     )
 
 
@@ -124,7 +133,9 @@ def predict(
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of an operating point instead: exit_at=3, frames=4.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the picture and the film go.")] = Path("predict"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", callback=new_folder, help="Where the picture and the film go.")
+    ] = Path("predict"),
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes are told.")] = 5,
     data_root: DataRoot = DATA_ROOT,
     as_json: Json = False,
@@ -159,7 +170,10 @@ def predict(
 @app.command()
 def report(
     work_dirs: Annotated[list[Path], typer.Argument(help="One or more folders of results.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; REPORT in the first folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", callback=new_folder, help="Where to write; REPORT in the first folder."),
+    ] = None,
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Compare across different fingerprints of a data set.")
     ] = False,
@@ -212,7 +226,7 @@ def gflops(
     ] = False,
     size: Size = "paper",
     resolution: Resolution = 224,
-    classes: Annotated[int, typer.Option("--classes", min=1, help="Number of classes.")] = 200,
+    classes: Annotated[int, typer.Option("--classes", min=1, max=MOST, help="Number of classes.")] = 200,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -243,7 +257,7 @@ def latency(
 @app.command()
 def convert(
     official: Annotated[Path, typer.Argument(help="Checkpoint file of the authors.")],
-    out: Annotated[Path, typer.Option("--out", help="Artifact folder to write.")],
+    out: Annotated[Path, typer.Option("--out", callback=new_folder, help="Artifact folder to write.")],
     method: Annotated[
         str | None, typer.Option("--method", help="Method it must belong to; recognised when left out.")
     ] = None,
@@ -260,12 +274,12 @@ def convert(
 
 @app.command()
 def parity(
-    folder: Annotated[Path, typer.Argument(help="Folder of NAME.json + NAME.npz pairs.")], as_json: Json = False
+    pairs: Annotated[Path, typer.Argument(help="Folder of NAME.json + NAME.npz pairs.")], as_json: Json = False
 ) -> None:
     """Compare our networks with the authors' outputs; exits with 1 on any failure or unsupported pair."""
     from harness.commands import parity as command
 
-    raise typer.Exit(command.parity(folder, as_json=as_json))
+    raise typer.Exit(command.parity(pairs, as_json=as_json))
 
 
 @app.command()
@@ -273,7 +287,9 @@ def gate(
     against: Annotated[
         str | None, typer.Option("--against", help="Git revision: times old and new code interleaved.")
     ] = None,
-    methods: Methods = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", "-m", help="Comma-separated names; all when left out.")
+    ] = None,
     store: Annotated[bool, typer.Option("--store", help="Store this machine's latencies as its baseline.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -298,9 +314,11 @@ def profile(
     method: str,
     size: Size = "tiny",
     resolution: Resolution = 64,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Videos per forward.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=1024, help="Videos per forward.")] = 1,
     device: Device = "auto",
-    out: Annotated[Path, typer.Option("--out", help="Where the torch.profiler trace goes.")] = Path("profile"),
+    out: Annotated[
+        Path, typer.Option("--out", callback=new_folder, help="Where the torch.profiler trace goes.")
+    ] = Path("profile"),
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -386,15 +404,9 @@ def _command() -> str:
     return shlex.join(["bench.py", *sys.argv[1:]])
 
 
-def main() -> Any:
-    """Run the command line; errors a user can mend are shown without a traceback."""
-    from harness.errors import BenchError
-
-    try:
-        app()
-    except BenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+def main() -> None:
+    """Run the command line; what goes wrong is one line, and a traceback only with `--debug`."""
+    sys.exit(guarded(app, sys.argv[1:]))
 
 
 if __name__ == "__main__":

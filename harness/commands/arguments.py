@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
+from typing import Any
+
 from harness.contract.registry import method_card
 from harness.contract.values import split_outside_brackets
 from harness.errors import UsageError
+from harness.plan.overrides import parse_sets
+from harness.plan.protocol import Protocol
 
 
 def comma_separated(text: str | None) -> tuple[str, ...]:
-    """The non-empty parts of a comma-separated option."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    """The non-empty parts of a comma-separated option, as in a line of CSV: one in double quotes may hold commas."""
+    try:
+        parts = next(csv.reader([text or ""], skipinitialspace=True, strict=True), [])
+    except csv.Error:
+        raise UsageError(f"{text}: a part in quotes ends with a quote before the comma") from None
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def plain_settings(command: str, sets: Sequence[str] | None) -> dict[str, Any]:
+    """`--set` options of a command that neither trains nor evaluates: settings only."""
+    overrides, protocol = parse_sets(sets)
+    if overrides.stages or protocol != Protocol() or any("." in key for key in overrides.settings):
+        raise UsageError(f"{command} trains nothing and evaluates nothing: --set takes SETTING=VALUE here")
+    return dict(overrides.settings)
 
 
 def method_names(text: str | None) -> tuple[str, ...]:
     """The methods of a comma-separated option, each as its card writes it; UsageError for an unknown one.
 
-    Commas in brackets belong to a name: `adafocus-v2[random_pass=false,dropout=0],tsn`.
+    Commas in brackets belong to a name: `adafocus-v2[random_pass=false,dropout=0],tsn`. None where there is no option.
     """
+    if text is not None and not split_outside_brackets(text):
+        raise UsageError(f"--methods {text!r} names no method")
     return tuple(dict.fromkeys(method_card(name).name for name in split_outside_brackets(text or "")))
 
 

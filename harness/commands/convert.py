@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.authors import official
+from harness.commands.arguments import plain_settings
 from harness.contract.registry import method_card
 from harness.errors import OK, UsageError
 from harness.plan.building import build_recognizer
-from harness.plan.overrides import parse_sets
 from harness.store import artifacts, sources
 
 
@@ -18,7 +18,7 @@ def convert(file: Path, method: str | None, out: Path, *, sets: list[str] | None
         method_card(method)
     if (out / "artifact.json").exists():
         raise UsageError(f"{out} holds an artifact already; choose another --out")
-    converted = official.convert(file, method=method, **parse_sets(sets)[0].settings)
+    converted = official.convert(file, method=method, **plain_settings("convert", sets))
     card = method_card(converted.method)
     model = build_recognizer(converted.method, converted.settings)
     artifacts.load_into(model, converted.state, origin=str(file))

@@ -8,10 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from harness.commands.arguments import resolve_device
-from harness.commands.options import Parts, Place, Videos
+from harness.commands.options import Parts, Place, Videos, writable
 from harness.contract.values import plain
 from harness.data.lists import unlike
 from harness.errors import OK, BenchError, UsageError
+from harness.plan.building import build_recognizer
 from harness.plan.overrides import parse_sets
 from harness.plan.protocol import split_roles
 from harness.plan.units import DataSpec, EvalSpec
@@ -61,6 +62,8 @@ def evaluate(
         initialisation=artifact.get("initialisation", "checkpoint"),
         checkpoint=str(weights.resolve()),
     )
+    writable("--work-dir", place.work_dir)
+    build_recognizer(spec.method, spec.settings)
     task = finish([spec], place.work_dir, device=resolve_device(place.device), command=command)[spec.key]
     if not task.finished:
         raise BenchError(task.reason)

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from harness.authors.paper_costs import measure_paper
 from harness.authors.published import exit_table, paper_table
+from harness.commands.arguments import plain_settings
 from harness.contract.values import plain
 from harness.errors import FAILED, OK, UsageError
 from harness.measure.parts import method_table
-from harness.plan.overrides import parse_sets
 
 FVCORE = (
     "fvcore: its count of the convolutions and linear layers that were executed; it knows no recurrent cells and sees "
@@ -37,8 +37,10 @@ def gflops(
     """Measured beside published, or the parts of one method; 1 where a published figure is missed."""
     if paper == (method is not None):
         raise UsageError("say which method to count, or --paper for all published fixed costs")
+    if paper and sets:
+        raise UsageError("--paper counts what was published; --set goes with a method")
     if method is not None:
-        settings = parse_sets(sets)[0].settings
+        settings = plain_settings("gflops", sets)
         result: Any = method_table(method, size=size, resolution=resolution, num_classes=classes, settings=settings)
         ok = True
     else:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from harness.commands.arguments import resolve_device
+from harness.commands.arguments import plain_settings, resolve_device
 from harness.contract.values import plain
 from harness.errors import OK
 from harness.measure import profiling
 from harness.measure.parts import built, synthetic_clips
-from harness.plan.overrides import parse_sets
 
 
 def profile(
@@ -25,7 +24,7 @@ def profile(
     as_json: bool,
 ) -> int:
     """Time per component on synthetic clips."""
-    recognizer = built(method, size, resolution, 10, parse_sets(sets)[0].settings)
+    recognizer = built(method, size, resolution, 10, plain_settings("profile", sets))
     clips = {
         name: clip.expand(batch, *clip.shape[1:]).contiguous() for name, clip in synthetic_clips(recognizer).items()
     }

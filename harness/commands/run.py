@@ -12,11 +12,10 @@ from typing import Any
 
 from harness.commands.arguments import comma_separated, integers, method_names, resolve_device
 from harness.commands.display import Display
-from harness.commands.options import Parts, Place, Run, Videos
+from harness.commands.options import Parts, Place, Run, Videos, writable
 from harness.contract.registry import method_cards
 from harness.contract.values import plain
-from harness.data.cards import SIZES
-from harness.errors import FAILED, OK, UsageError, unknown
+from harness.errors import FAILED, OK, UsageError
 from harness.plan.overrides import parse_sets
 from harness.plan.planner import Cell
 from harness.plan.request import Request, resolve
@@ -38,6 +37,7 @@ class Ran:
 def run(asked: Run, place: Place, videos: Videos, parts: Parts, *, as_json: bool, command: str) -> Ran:
     """Plan, do, summarise."""
     wanted = request(asked, place, videos, parts, command)
+    writable("--work-dir", wanted.work_dir)
     planned, skipped = resolve(wanted)
     out = sys.stderr if as_json else sys.stdout
     for label, reason in skipped.items():
@@ -70,6 +70,8 @@ def request(asked: Run, place: Place, videos: Videos, parts: Parts, command: str
     if name is None and (asked.methods is None or asked.datasets is None) and not (asked.everything and asked.datasets):
         raise UsageError(f"say what to run: a suite ({', '.join(SUITES)}), or --methods and --datasets")
     chosen = suite(name) if name is not None else None
+    if asked.datasets is not None and not comma_separated(asked.datasets):
+        raise UsageError(f"--datasets {asked.datasets!r} names no data set")
     picked = method_names(asked.methods) or (tuple(method_cards()) if asked.everything else ())
     if chosen is not None:
         wanted = cells(chosen, everything=asked.everything)
@@ -81,8 +83,6 @@ def request(asked: Run, place: Place, videos: Videos, parts: Parts, command: str
     overrides, protocol = parse_sets(asked.sets, asked.epochs)
     device = resolve_device(place.device)
     number = asked.seeds if asked.seeds is not None else chosen.seeds if chosen else 1
-    if asked.size is not None and asked.size not in SIZES:
-        raise unknown("size", asked.size, SIZES)
     return Request(
         cells=wanted,
         size=asked.size or (chosen.size if chosen else "tiny"),

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from harness.contract.declarations import OperatingPoint
+from harness.contract.groups import Positive, check
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.registry import method_card
 from harness.contract.trace import Trace
@@ -227,9 +228,8 @@ def _point(
         for key in settings:
             if key not in known:
                 raise unknown("setting of an operating point", key, known)
-        frames = settings.get("frames", 1)
-        if not isinstance(frames, int) or isinstance(frames, bool) or frames < 1:
-            raise UsageError(f"frames {frames!r}: it is how many frames are taken, 1 or more")
+        if "frames" in settings:
+            check("frames", settings["frames"], Positive)
         return OperatingPoint(", ".join(f"{k}={json.dumps(v)}" for k, v in settings.items()), dict(settings))
     if name is None:
         return own[0]

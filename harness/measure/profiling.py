@@ -164,6 +164,6 @@ def _chrome_trace(forward: Callable[[], object], device: torch.device, path: Pat
     with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
         forward()
     profiler.export_chrome_trace(str(path))
-    if not path.stat().st_size:
+    if not path.is_file() or not path.stat().st_size:  # the profiler says nothing where it could not write
         raise BenchError(f"cannot write {path}: the disk may be full; choose another --out")
     return path

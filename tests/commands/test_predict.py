@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.commands.predict import point_settings
+from harness.commands.arguments import plain_settings
 from harness.contract.trace import Trace
 from harness.data import encode
 from harness.data.decode import decode, probe
@@ -106,9 +106,9 @@ def test_calibrated_points_come_from_the_records_of_the_checkpoint(clip: Path, t
 
 
 def test_settings_of_points_are_checked(clip: Path, checkpoint: Path) -> None:
-    assert point_settings(["exit_at=3"]) == {"exit_at": 3}
-    with pytest.raises(UsageError, match="KEY=VALUE of an operating point"):
-        point_settings(["stage.lr=1"])
+    assert plain_settings("predict", ["exit_at=3"]) == {"exit_at": 3}
+    with pytest.raises(UsageError, match="predict trains nothing"):
+        plain_settings("predict", ["stage.lr=1"])
     with pytest.raises(UsageError, match="did you mean 'exit_at'"):
         predict(clip, checkpoint, settings={"exitat": 3})
     with pytest.raises(UsageError, match="did you mean 'full'"):
@@ -122,13 +122,13 @@ def test_settings_of_points_are_checked(clip: Path, checkpoint: Path) -> None:
 )
 def test_values_of_exits_are_checked(clip: Path, checkpoint: Path, text: str) -> None:
     with pytest.raises(UsageError, match=r"exit_at .* there are 8 exits|thresholds .* list of 8 numbers"):
-        predict(clip, checkpoint, settings=point_settings([text]))
+        predict(clip, checkpoint, settings=plain_settings("predict", [text]))
 
 
 def test_values_of_other_settings_are_checked(clip: Path, tmp_path: Path) -> None:
     folder = made(tmp_path / "t", "tsn", dataset="glyphs")
     for frames in ("abc", 2.5, None, True, 0, -4):
-        with pytest.raises(UsageError, match=f"frames {frames!r}: .* 1 or more"):
+        with pytest.raises(UsageError, match=f"frames={frames!r}: expected"):
             predict(clip, folder, settings={"frames": frames})
     with pytest.raises(UsageError, match="unknown patches 3; known: centre, learned, random"):
         predict(clip, made(tmp_path / "v", "adafocus-v1", dataset="glyphs"), settings={"patches": 3})
