@@ -56,5 +56,5 @@ class Protocol:
 
 def split_roles(protocol: Protocol) -> dict[str, str]:
     """Role -> split, for `VideoSet.refuse_overlap`; `val` only where checkpoints are selected on it."""
-    roles = {"train": protocol.train_split, "calib": protocol.calib_split, "test": protocol.test_split}
+    roles: dict[str, str] = {"train": protocol.train_split, "calib": protocol.calib_split, "test": protocol.test_split}
     return roles | ({"val": "val"} if protocol.selection == "best-val" else {})
