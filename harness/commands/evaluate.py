@@ -41,7 +41,7 @@ def evaluate(
     protocol = protocol if parts.limit is None else replace(protocol, limit=parts.limit)
     size = artifacts.size_of(artifact)
     whole = {**asdict(found), **asdict(parts), "data_root": str(found.data_root), "limit": protocol.limit}
-    data = DataSpec(dataset, size=size, **whole)
+    data = DataSpec(dataset, size=size, pipeline=protocol.pipeline, **whole)
     videos = data.open()
     made = {k: v for k, v in artifact.get("training", {}).items() if k in ("train_split", "selection")}
     videos.refuse_overlap(**split_roles(replace(protocol, **made)))

@@ -18,6 +18,7 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 SIZES = ("tiny", "paper")
 CSV_PREFIX = "csv:"
+Pipeline = Literal["harness", "authors"]
 EMBEDDED_VERSION = 1
 """Raised when a picture of an embedded set changes: then all results on the sets are made anew."""
 
@@ -58,7 +59,7 @@ class DatasetCard:
     templates: tuple[str, ...] = ("{:05d}.jpg",)
     """Accepted names of frame i (1-based); the first that a folder holds is used for the whole set."""
     multi_label: bool = False
-    """Lists hold up to three labels per video; sorted, the first is the one that is trained on."""
+    """Lists hold up to three labels per video, kept sorted; every training clip draws the one that it is trained on."""
     min_frames: int = 1
     """Shorter videos are dropped from every split, as the published lists' readers do."""
     flip: bool = True
@@ -75,6 +76,8 @@ class DatasetCard:
     pretraining: Literal["stills", "imagenet"] | None = "imagenet"
     disclosures: tuple[str, ...] = ()
     """What a reader of figures on this set must know; shown in every report."""
+    pipeline: Pipeline = "harness"
+    """How stored frames become crops; the protocol chooses (`harness.data.transforms`)."""
     version: int = 1
     """Raised when the data or the pipeline change; part of the fingerprint."""
 
@@ -154,14 +157,14 @@ CARDS: dict[str, DatasetCard] = {
             splits={"train": ("actnet_train_split.txt", "anet_train_video.txt"),
                     "test": ("actnet_val_split.txt", "anet_val_video_multi_label.txt")},
             class_files=("classInd.txt", "activitynet.txt"), templates=("image_{:05d}.jpg", "img_{:05d}.jpg"),
-            multi_label=True, min_frames=3,
+            multi_label=True, version=2, min_frames=3,
             disclosures=("The official validation split is the test split, as in the papers.", _THREE_LABELS),
         ),
         DatasetCard(
             "fcvid", "FCVID", "239 classes, 45,611 / 45,612 videos, mAP", "frames", "mAP", 239,
             splits={"train": ("fcvid_train_split.txt",), "test": ("fcvid_val_split.txt", "fcvid_test_split.txt")},
             class_files=("classInd.txt",), templates=("image_{:05d}.jpg", "img_{:05d}.jpg"),
-            multi_label=True, min_frames=3, disclosures=(_THREE_LABELS,),
+            multi_label=True, version=2, min_frames=3, disclosures=(_THREE_LABELS,),
         ),
         DatasetCard(
             "mini-kinetics", "Mini-Kinetics", "200 classes, 121,215 / 9,867 videos, top-1", "frames", "top1", 200,

@@ -10,6 +10,7 @@ All randomness of a sample is keyed by (seed, epoch, index): order, workers and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class FrameCache:
     """Whole videos, decoded and resized, kept in memory while they fit; shared by all datasets of a process."""
 
     def __init__(self) -> None:
-        self.videos: dict[tuple[str, int | None], np.ndarray] = {}
+        self.videos: dict[tuple[str, int | None, str], np.ndarray] = {}
         self.bytes = 0
 
     def clear(self) -> None:
@@ -44,7 +45,7 @@ class FrameCache:
         self.videos.clear()
         self.bytes = 0
 
-    def put(self, key: tuple[str, int | None], frames: np.ndarray, limit: int) -> bool:
+    def put(self, key: tuple[str, int | None, str], frames: np.ndarray, limit: int) -> bool:
         """Keep `frames` if all that is kept stays within `limit` bytes; says whether it was kept."""
         if self.bytes + frames.nbytes > limit:
             return False
@@ -90,6 +91,7 @@ class ClipDataset(Dataset):
             raise UsageError(f"clip requests need distinct names: {[r.name for r in requests]}")
         self.videos, self.entries = videos, videos.splits[split]
         self.card, self.geometry = videos.card, videos.card.geometry[videos.size]
+        self._side = transforms.stored_side(self.geometry, self.card.pipeline, train=train)
         self.split, self.requests = split, tuple(requests)
         self.train, self.seed, self.repeats = train, seed, repeats
         self.view, self.views = view, views
@@ -107,7 +109,7 @@ class ClipDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`{'inputs': {request: uint8 (T, 3, H, W)}, 'data_samples': ActionDataSample}`.
 
-        The sample holds all labels (the first is the one to train on); its metainfo are video_id, index
+        The sample holds all labels, first the one to train on (`trained_first`); its metainfo are video_id, index
         (of the sample), split, frame_indices {request: list} and positions {subset request: list}.
         """
         if not 0 <= index < len(self):
@@ -118,7 +120,8 @@ class ClipDataset(Dataset):
         indices, positions = sample(self.requests, self._length(entry, whole), rng)
         frames = self._frames(entry, whole, indices)
         inputs = self._transform(frames, rng)
-        data_sample = ActionDataSample().set_gt_label(torch.tensor(entry.labels))
+        labels = entry.labels if rng is None else trained_first(entry.labels, rng)
+        data_sample = ActionDataSample().set_gt_label(torch.tensor(labels))
         data_sample.set_metainfo({
             "video_id": entry.id, "index": index, "split": self.split,
             "frame_indices": {name: [int(i) for i in which] for name, which in indices.items()},
@@ -128,7 +131,7 @@ class ClipDataset(Dataset):
 
     def _whole(self, entry: VideoEntry) -> np.ndarray | None:
         """The whole video (N, H, W, 3), resized, where the split is cached."""
-        key = (str(entry.path), self.geometry.resize)
+        key = (str(entry.path), self._side, self.card.pipeline)
         if key in CACHE.videos:
             return CACHE.videos[key]
         if self._cached is None:
@@ -165,8 +168,9 @@ class ClipDataset(Dataset):
 
     def _decode(self, entry: VideoEntry, numbers: Any) -> dict[int, np.ndarray]:
         frames = iterate(entry.path, [int(n) for n in numbers], template=self.card.template)
+        how = self._side, self.card.pipeline
         try:
-            return {number: transforms.resize_short(frame, self.geometry.resize) for number, frame in frames}
+            return {number: transforms.resize_short(frame, *how) for number, frame in frames}
         except DataError as error:
             raise self.videos.quarantine(entry, error) from None
 
@@ -181,8 +185,21 @@ class ClipDataset(Dataset):
 
     def _draw(self, height: int, width: int, rng: np.random.Generator | None) -> transforms.SpatialDraw:
         if rng is None:
-            return transforms.draw_test(self.geometry, height, width, self.view, self.views)
-        return transforms.draw_train(self.card, self.geometry, height, width, rng)
+            drawn = transforms.draw_test(self.geometry, height, width, self.view, self.views)
+        else:
+            drawn = transforms.draw_train(self.card, self.geometry, height, width, rng)
+        return replace(drawn, pipeline=self.card.pipeline)
+
+
+def trained_first(labels: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
+    """A video's labels with the one to train on first: of two the smaller number with 2/3, of more any alike.
+
+    So the list readers of AR-Net and AdaFocus draw it (docs/data.md#labels); one label draws nothing.
+    """
+    if len(labels) == 2:
+        low, high = sorted(labels)
+        return (low, high) if rng.random() < 2 / 3 else (high, low)
+    return tuple(labels[i] for i in rng.permutation(len(labels))) if len(labels) > 2 else tuple(labels)
 
 
 @FUNCTIONS.register_module(name="collate_clips")

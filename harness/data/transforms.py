@@ -4,8 +4,9 @@ Training clips draw one `SpatialDraw` per clip (per request where it wants its o
 applies to all frames. Sources: GroupMultiScaleCrop of TSN and the 256/224 test crop, docs/data.md#crops; circular
 shift and jitter of the embedded sets, docs/embedded-sets.md#recipes.
 
-The shorter side is always resized first, in training too, so that cached and freshly decoded frames
-give the same clip (the papers crop from frames stored at 256 to 360 pixels).
+There are two pipelines (`Protocol.pipeline`, docs/data.md#crops). `harness`: the shorter side is resized first, in
+training too, by OpenCV. `authors`: training crops come from frames as they are stored, and all resizing is PIL's
+bilinear filter, as in the code of AR-Net, TSM and AdaFocus.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from harness.data.cards import DatasetCard, Geometry
+from harness.data.cards import DatasetCard, Geometry, Pipeline
 from harness.errors import UsageError
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
@@ -42,13 +44,22 @@ class SpatialDraw:
     """Circular shift down and right, pixels."""
     lut: np.ndarray | None = None
     """Colour table (256, 3) uint8."""
+    pipeline: Pipeline = "harness"
+    """Whose resizing."""
 
 
-def resize_short(frame: np.ndarray, short: int | None) -> np.ndarray:
+def stored_side(geometry: Geometry, pipeline: Pipeline, *, train: bool) -> int | None:
+    """Shorter side of the frames that clips are cropped from; None: as the files hold them."""
+    return None if train and pipeline == "authors" else geometry.resize
+
+
+def resize_short(frame: np.ndarray, short: int | None, pipeline: Pipeline = "harness") -> np.ndarray:
     """Resize (H, W, 3) so that the shorter side has `short` pixels; None keeps it."""
     height, width = frame.shape[:2]
     if short is None or min(height, width) == short:
         return frame
+    if pipeline == "authors":  # the longer side is cut off to whole pixels, as torchvision's Resize does
+        return _by_pil(frame, short * width // min(height, width), short * height // min(height, width))
     scale = short / min(height, width)
     size = (max(short, round(width * scale)), max(short, round(height * scale)))
     return cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -125,9 +136,9 @@ def apply(draw: SpatialDraw, frames: np.ndarray, side: int | None = None) -> np.
     top, left, h, w = draw.box
     clip = frames[:, top : top + h, left : left + w]
     if (h, w) != (draw.side, draw.side):
-        clip = _resized(clip, draw.side)
+        clip = _resized(clip, draw.side, draw.pipeline)
     if side is not None and side != draw.side:
-        clip = _resized(clip, side)
+        clip = _resized(clip, side, draw.pipeline)
     if draw.flip:
         clip = clip[:, :, ::-1]
     if draw.shift != (0, 0):
@@ -139,7 +150,13 @@ def apply(draw: SpatialDraw, frames: np.ndarray, side: int | None = None) -> np.
     return np.ascontiguousarray(clip.transpose(0, 3, 1, 2))
 
 
-def _resized(clip: np.ndarray, side: int) -> np.ndarray:
+def _resized(clip: np.ndarray, side: int, pipeline: Pipeline) -> np.ndarray:
+    if pipeline == "authors":
+        return np.stack([_by_pil(frame, side, side) for frame in clip])
     shrinks = side < min(clip.shape[1:3])
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.stack([cv2.resize(frame, (side, side), interpolation=how) for frame in clip])
+
+
+def _by_pil(frame: np.ndarray, width: int, height: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))

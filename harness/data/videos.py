@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.contract.values import plain
-from harness.data.cards import CSV_PREFIX, SIZES, DatasetCard, dataset_card
+from harness.data.cards import CSV_PREFIX, SIZES, DatasetCard, Pipeline, dataset_card
 from harness.data.check import Problem, describe, inspect, reason_of, remember_broken
 from harness.data.decode import VideoInfo
 from harness.data.lists import (
@@ -126,6 +126,7 @@ def open_dataset(
     allow_missing: int = 0,
     allow_absolute: bool = False,
     limit: int | None = None,
+    pipeline: Pipeline = "harness",
     check: bool = True,
 ) -> VideoSet:
     """Open dataset `name` (an id, or `csv:PATH`).
@@ -139,18 +140,23 @@ def open_dataset(
         allow_missing: Up to this many broken videos are left out and listed instead of raising.
         allow_absolute: For `csv:`, absolute paths are accepted.
         limit: Only the first N videos of every split.
+        pipeline: How stored frames become crops, see `harness.data.transforms`.
         check: Look at every file; without it frame counts and decoder paths may be unknown.
 
     Raises:
-        UsageError: Unknown name, column or value, or a selection for a set that has its own splits.
+        UsageError: Unknown name, column or value, a selection for a set that has its own splits, or the authors'
+            pipeline for an embedded set.
         DataError: A list is wrong, videos are broken (all of them are named), or a video is in two splits.
     """
     data_root = require_printable(Path(data_root))
+    if pipeline == "authors" and dataset_card(name).kind == "embedded":
+        raise UsageError(f"protocol.pipeline=authors is for real videos; {name} has a pipeline of its own")
     card, splits = listed(name, data_root=data_root, size=size, train=train, test=test, fold=fold,
                           allow_absolute=allow_absolute)
     if "all" in splits:
         raise UsageError(f"{card.title}: say which rows are train and which are test: --train COLUMN=VALUE --test "
                          "COLUMN=VALUE, --folds COLUMN, or a column named split with train and test")
+    card = replace(card, pipeline=pipeline)
     if card.kind != "embedded":
         require_classes(card, splits)
     held_out = "calib" not in splits
@@ -403,7 +409,7 @@ def _named(shared: Sequence[tuple[str, str]]) -> str:
 
 def _fingerprint(card: DatasetCard, size: str, splits: Splits, infos: Mapping[str, VideoInfo]) -> str:
     pipeline = [card.version, card.classes, card.geometry[size], card.crop_family, card.flip, card.jitter, card.mean,
-                card.std, card.template]
+                card.std, card.template, *(["authors"] if card.pipeline == "authors" else [])]
     hasher = hashlib.sha256(json.dumps(plain(pipeline)).encode())
     for split in sorted(splits):
         for e in splits[split]:

@@ -25,6 +25,9 @@ class Protocol:
     calib_split: Split = "calib"
     """Thresholds come from here only: a fixed 10 % of train where the dataset has no such list."""
     test_split: Split = "test"
+    pipeline: Literal["harness", "authors"] = "harness"
+    """How stored frames become crops: the shorter side resized first, by OpenCV, or as the methods' authors do it,
+    training crops from frames as they are stored and PIL's bilinear filter (docs/data.md#crops)."""
     views: Literal["centre", "three-crop"] = "centre"
     selection: Literal["last", "best-val"] = "last"
     """Which checkpoint of a stage is kept: the last epoch's, or the best on `val`; never on test."""

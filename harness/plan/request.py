@@ -101,6 +101,7 @@ def _data_specs(request: Request) -> list[tuple[str, DataSpec]]:
             allow_missing=request.allow_missing,
             allow_absolute=request.allow_absolute,
             limit=request.protocol.limit,
+            pipeline=request.protocol.pipeline,
         )
         if request.folds is None:
             specs.append((name, base))

@@ -40,6 +40,7 @@ class DataSpec:
     allow_missing: int = 0
     allow_absolute: bool = False
     limit: int | None = None
+    pipeline: str = "harness"
 
     def __post_init__(self) -> None:
         if self.name.startswith("csv:"):

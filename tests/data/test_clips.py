@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision import transforms as torchvision_transforms
 
 from harness.contract.declarations import ClipRequest
 from harness.contract.preprocessor import ClipPreprocessor
-from harness.data.clips import CACHE, ClipDataset, collate
+from harness.data.clips import CACHE, ClipDataset, collate, trained_first
 from harness.data.decode import decode
 from harness.data.videos import VideoSet, open_dataset
 from harness.errors import UsageError
@@ -185,3 +188,73 @@ def test_entry_without_known_length(videos: VideoSet, tmp_path: Path) -> None:
     assert unchecked.splits["test"][0].frames is None
     item = ClipDataset(unchecked, "test", [ClipRequest(3)], train=False, seed=0)[0]
     assert item["data_samples"].frame_indices == {"frames": [1, 4, 7]}
+
+
+def labelled(videos: VideoSet, labels: tuple[int, ...]) -> VideoSet:
+    """The set with these labels on every video."""
+    return replace(
+        videos, splits={name: tuple(replace(e, labels=labels) for e in split) for name, split in videos.splits.items()}
+    )
+
+
+def test_one_of_several_labels_is_drawn_to_train_on(videos: VideoSet) -> None:
+    """Keyed as all else, and without a trace in the frames; all labels stay with the sample."""
+    single, double = dataset(labelled(videos, (1,))), dataset(labelled(videos, (1, 4)))
+    seen = []
+    for epoch in range(8):
+        single.set_epoch(epoch)
+        double.set_epoch(epoch)
+        item = double[0]
+        assert equal(item, single[0])
+        label = item["data_samples"].gt_label.tolist()
+        assert sorted(label) == [1, 4] and label == double[0]["data_samples"].gt_label.tolist()
+        seen.append(label[0])
+    assert set(seen) == {1, 4}
+    assert dataset(labelled(videos, (1, 4)), "test", train=False)[0]["data_samples"].gt_label.tolist() == [1, 4]
+
+
+def test_of_two_labels_the_smaller_is_drawn_twice_as_often() -> None:
+    """The authors' readers draw 2/3 and 1/3 for two, and any alike for three."""
+    rng = np.random.default_rng(0)
+    two = [trained_first((3, 9), rng)[0] for _ in range(6000)]
+    assert two.count(3) / 6000 == pytest.approx(2 / 3, abs=0.02)
+    three = [trained_first((3, 5, 9), rng)[0] for _ in range(6000)]
+    assert [three.count(n) / 6000 for n in (3, 5, 9)] == pytest.approx([1 / 3] * 3, abs=0.02)
+
+
+def stored(videos: VideoSet, split: str) -> np.ndarray:
+    """The first video's frame 2 as its file holds it."""
+    return decode(videos.splits[split][0].path, [2])[0]
+
+
+def test_authors_pipeline_is_pils(videos: VideoSet) -> None:
+    """Test frames: torchvision's Resize and CenterCrop on PIL images; the frame is 120 x 160."""
+    authors = replace(videos, card=replace(videos.card, pipeline="authors"))
+    item = dataset(authors, "test", (ClipRequest(9),), train=False)[0]
+    reference = torchvision_transforms.Compose(
+        [torchvision_transforms.Resize(128), torchvision_transforms.CenterCrop(112)]
+    )(Image.fromarray(stored(authors, "test")))
+    (clip,) = item["inputs"].values()
+    assert torch.equal(clip[2], torch.from_numpy(np.asarray(reference)).permute(2, 0, 1))
+
+
+def test_authors_pipeline_crops_training_frames_as_stored(videos: VideoSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    authors = replace(videos, card=replace(videos.card, pipeline="authors", flip=False))
+    drawn = []
+    draw = ClipDataset._draw
+    monkeypatch.setattr(ClipDataset, "_draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    (clip,) = dataset(authors, "train", (ClipRequest(9),))[0]["inputs"].values()
+    top, left, height, width = drawn[0].box
+    assert height in {112, 105, 90, 79} | {120}, "sizes follow from the stored frame's shorter side, 120"
+    crop = Image.fromarray(stored(authors, "train")).crop((left, top, left + width, top + height))
+    reference = np.asarray(crop.resize((112, 112), Image.Resampling.BILINEAR))
+    assert torch.equal(clip[2], torch.from_numpy(reference.copy()).permute(2, 0, 1))
+
+
+def test_pipelines_are_told_apart(videos: VideoSet, tmp_path: Path) -> None:
+    folder = videos.splits["train"][0].path.parent
+    how = {"data_root": tmp_path, "size": "tiny", "train": "set=1", "test": "set=2", "pipeline": "authors"}
+    authors = open_dataset(f"csv:{folder / 'labels.csv'}", **how)
+    assert authors.card.pipeline == "authors" and authors.fingerprint != videos.fingerprint
+    with pytest.raises(UsageError, match="protocol.pipeline=authors is for real videos; glyphs"):
+        open_dataset("glyphs", data_root=tmp_path, size="tiny", pipeline="authors")
