@@ -63,7 +63,7 @@ CARD = {
     "source": "https://github.com/LeapLabTHU/Uni-AdaFocus",
     "authors": "adafocus.authors.uni",
     "summary": "Boxes of any size in the frames that matter; the policies learn from cropped features; early exits",
-    "version": 1,
+    "version": 2,
     "sizes": ["tiny", "paper"],
     "knobs": {"patch_size": "train", "exit": "test"},
     "settings": {},
@@ -143,8 +143,10 @@ class UniAdaFocus(GlanceAndFocus):
         heads: See FrameHeads.
         exits: See Exits; the code's two criteria are `logit` and `entropy`.
 
-    Source: docs/methods/uni-adafocus.md (the code); the spatial policy is run once per step, the code runs it
-    twice on the same input, which moves its running statistics twice.
+    In training both passes run both classifiers, and the spatial policy runs twice on the same input, as in the
+    code: running statistics of the glance classifier's MLP and of that policy move twice per step.
+
+    Source: docs/methods/uni-adafocus.md (the code).
     """
 
     def __init__(
@@ -275,8 +277,12 @@ class UniAdaFocus(GlanceAndFocus):
         noise = torch.rand(len(data_samples), self.frames, 3, device=clips["candidates"].device)
         return self.losses(clips, self.labels(data_samples), noise)
 
-    def losses(self, clips: Clips, target_B: Tensor, noise_BN3: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, clips: Clips, target_B: Tensor, noise_BN3: Tensor, gone: Sequence[Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Losses for given noise: the place of each focus frame, and of each random patch (y, x).
+
+        `gone` gives the frames that the Monte-Carlo estimate takes out, see `monte_carlo_logits`.
 
         The losses of learned and of random patches are averaged; those of the glance and of the policies
         have weight 1. Without `pixel_gradient` none flows from the focus network to the policies: the spatial
@@ -285,24 +291,27 @@ class UniAdaFocus(GlanceAndFocus):
         Source: docs/methods/uni-adafocus.md#spatial-policy, #losses.
         """
         batch = len(target_B)
-        maps, vectors_BTD, peaks_BTH = self._look_around(clips["glance"], Trace(batch))
-        share = self.glance_frames / (self.glance_frames + self.frames)
-        losses = {"loss_glance_steps": share * every_step(self.glance_classifier.classify(peaks_BTH), target_B)}
-        weights_BT, policy_losses = self._temporal_losses(vectors_BTD, target_B)
+        maps, vectors_BTD = self._glance_at(clips["glance"], Trace(batch))
+        weights_BT, losses = self._temporal_losses(vectors_BTD, target_B, gone)
         indices_BN = sample_frames(weights_BT, self.frames, self.candidates, noise_BN3[..., 0])[:, self.order]
         frames_N3HW = self.normalise(_pick(clips["candidates"], indices_BN)).flatten(0, 1)
-        passes = self._training_boxes(maps, indices_BN, noise_BN3[..., 1:], target_B, policy_losses)
+        passes = self._training_boxes(maps, indices_BN, noise_BN3[..., 1:], target_B, losses)
         actions = torch.cat([boxes.flatten(0, 1) for boxes in passes.values()])
         patches = deformable_crop(frames_N3HW.repeat(len(passes), 1, 1, 1), actions, self.patch_size, self.stretch)
         focus_RBND = self.focus(patches).unflatten(0, (len(passes), batch, self.frames))
         for name, focus_BND in zip(passes, focus_RBND, strict=True):
-            steps = self.classifier.classify(self.classifier.accumulate(focus_BND), context_BE=peaks_BTH[:, -1])
-            losses[f"loss_{name}"] = (1 - share) * every_step(steps, target_B) / len(passes)
+            # both classifiers run in each pass: own dropout, and batch-norm statistics of the glance's move twice
+            peaks_BTH = self.glance_classifier.accumulate(vectors_BTD)
+            glance_steps = self.glance_classifier.classify(peaks_BTH)
+            focus_steps = self.classifier.classify(self.classifier.accumulate(focus_BND), context_BE=peaks_BTH[:, -1])
+            losses[f"loss_{name}"] = every_step(torch.cat((glance_steps, focus_steps), 1), target_B) / len(passes)
             if self.heads.aux_losses:
                 losses[f"loss_focus_{name}"] = every_step(self.focus_head(focus_BND), target_B) / len(passes)
-        return losses | policy_losses
+        return losses
 
-    def _temporal_losses(self, vectors_BTD: Tensor, target_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _temporal_losses(
+        self, vectors_BTD: Tensor, target_B: Tensor, gone: Sequence[Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Frame weights, and the losses of single glance frames and of the weights."""
         losses: dict[str, Tensor] = {}
         weights_BT = self._weights(vectors_BTD.detach() if self.stop_gradient else vectors_BTD)
@@ -314,7 +323,7 @@ class UniAdaFocus(GlanceAndFocus):
         if self.policies.temporal == "learned":
             logits_BTC = (logits_BTC.detach() if self.stop_gradient else logits_BTC).to(weights_BT.dtype)
             first, draws = max(1, self.glance_frames // 3), self.policies.draws
-            expected = monte_carlo_logits(logits_BTC, weights_BT, first, draws=draws)
+            expected = monte_carlo_logits(logits_BTC, weights_BT, first, draws=draws, gone=gone)
             losses["loss_temporal"] = F.cross_entropy(expected, target_B)
         return weights_BT, losses
 
@@ -327,11 +336,11 @@ class UniAdaFocus(GlanceAndFocus):
             return {"random": random_BN4}
         if self.policies.spatial == "centre":
             return {"centre": self._unstretched(torch.full_like(random_BN2, 0.5))}
-        actions_BT4 = self._actions(maps.detach())
+        learned = _pick(per_candidate(self._actions(maps.detach()), self.candidates), indices_BN)
+        actions_BT4 = self._actions(maps.detach())  # once more: its batch-norm statistics move twice per step
         losses["loss_spatial"] = F.cross_entropy(self.spatial_head(maps, actions_BT4), target_B)
         if self.policies.deformable:
             losses["loss_size"] = self.policies.size_weight * size_prior(actions_BT4)
-        learned = _pick(per_candidate(actions_BT4, self.candidates), indices_BN)
         if self.pixel_gradient:
             learned = clip_patch_gradients(learned.flatten(0, 1)).unflatten(0, indices_BN.shape)
         else:
@@ -412,11 +421,8 @@ class UniAdaFocus(GlanceAndFocus):
 
     def _look_around(self, glance: Tensor, trace: Trace, *, head: bool = False) -> _Glance:
         """The glance; with training-only parts also its steps' heads (`head`: exit 0 runs its own)."""
-        steps, side = self.glance_frames, self.glance_side
-        with trace.event("glance", shape=(3, side, side), variant=self.networks.glance, rows=steps):
-            x_N3HW = self.shrink(self.normalise(glance.flatten(0, 1)))
-            maps = self.glance.features(x_N3HW).unflatten(0, glance.shape[:2])
-            vectors = maps.mean((3, 4))
+        steps = self.glance_frames
+        maps, vectors = self._glance_at(glance, trace)
         with trace.event("classifier", variant="glance", shape=(self.glance_classifier.dim,), rows=steps):
             peaks = self.glance_classifier.accumulate(vectors)
         if trace.training_parts:
@@ -428,6 +434,14 @@ class UniAdaFocus(GlanceAndFocus):
                 with trace.event("glance head", shape=vectors.shape[2:], rows=steps, training_only=True):
                     self.glance_head(vectors)
         return _Glance(maps, vectors, peaks)
+
+    def _glance_at(self, glance: Tensor, trace: Trace) -> tuple[Tensor, Tensor]:
+        """Maps (B, T, D, h, w) of the glance frames and their vectors (B, T, D)."""
+        side = self.glance_side
+        with trace.event("glance", shape=(3, side, side), variant=self.networks.glance, rows=self.glance_frames):
+            x_N3HW = self.shrink(self.normalise(glance.flatten(0, 1)))
+            maps = self.glance.features(x_N3HW).unflatten(0, glance.shape[:2])
+            return maps, maps.mean((3, 4))
 
     def _plan(
         self,

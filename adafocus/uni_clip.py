@@ -165,8 +165,17 @@ class UniClip(GlanceAndFocus):
         frame_noise_BN = torch.rand(batch, self.focus_frames, device=device)
         return self.losses(clips, self.labels(data_samples), frame_noise_BN, torch.rand(batch, 2, device=device))
 
-    def losses(self, clips: Clips, target_B: Tensor, frame_noise_BN: Tensor, random_B2: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self,
+        clips: Clips,
+        target_B: Tensor,
+        frame_noise_BN: Tensor,
+        random_B2: Tensor,
+        gone: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Losses for given noise of the frame sampler and given random boxes (y, x).
+
+        `gone` gives the frames that the Monte-Carlo estimate takes out, see `monte_carlo_logits`.
 
         The losses of learned and of random boxes are averaged; those of the glance and of the policies have
         weight 1. The sum's loss trains the two heads alone, each network learns from its auxiliary head, the
@@ -182,9 +191,8 @@ class UniClip(GlanceAndFocus):
         if self.policies.temporal == "learned":
             first = max(1, self.frames // 3)
             known = frame_logits_BTC.detach().to(weights_BT.dtype)
-            losses["loss_temporal"] = cross_entropy(
-                monte_carlo_logits(known, weights_BT, first, draws=self.policies.draws), target_B
-            )
+            expected = monte_carlo_logits(known, weights_BT, first, draws=self.policies.draws, gone=gone)
+            losses["loss_temporal"] = cross_entropy(expected, target_B)
         passes = self._training_boxes(maps.detach(), random_B2, target_B, losses)
         indices_BN = sample_frames(weights_BT, self.focus_frames, self.candidates, frame_noise_BN)
         x_BN3HW = self.normalise(_pick(clips["candidates"], indices_BN))
@@ -207,7 +215,8 @@ class UniClip(GlanceAndFocus):
         losses["loss_spatial"] = cross_entropy(self.spatial_head(self._over_time(maps), actions_B4[:, None]), target_B)
         if self.policies.deformable:
             losses["loss_size"] = self.policies.size_weight * size_prior(actions_B4)
-        learned = {"learned": actions_B4.detach()}
+        with torch.no_grad():  # once more for the pixels, as in the code: its running statistics move twice per step
+            learned = {"learned": self._box(maps)}
         return learned | {"random": self._unstretched(random_B2)} if self.policies.random_pass else learned
 
     def _look_each_time(self, x_BN3HW: Tensor, boxes: Sequence[Tensor]) -> Sequence[Tensor]:

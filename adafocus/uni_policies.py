@@ -10,6 +10,8 @@ Shapes: B videos, T glance frames, D channels of the glance map, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -143,28 +145,36 @@ def monte_carlo_logits(
     first: int,
     *,
     draws: int = 128,
+    gone: Sequence[Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Expected logits (B, C) of the first `first` frames, drawn one after the other without replacement.
 
     After i frames are gone the next one's expected logits are the weighted mean over those left; its
-    denominator gets no gradient. That is averaged over i < `first` and over `draws` random orders.
+    denominator gets no gradient. That is averaged over i < `first` and over `draws` random draws of the i
+    frames, made anew for each i.
 
     Args:
         frame_logits_BTC: Logits of each glance frame; detach them where only the weights are to learn.
         weights_BT: Importance, summing to 1 per video.
+        gone: The frames (draws, B, i) that are taken out for i = 1, 2, ... `first` - 1; drawn where left out.
 
-    Source: docs/methods/building-blocks.md#monte-carlo-loss. The authors draw anew for each i; here the
-    first i frames of one order are taken, which has the same expectation.
+    Source: docs/methods/building-blocks.md#monte-carlo-loss.
     """
     weights = weights_BT.detach()
-    scores_RBT = weights.clamp_min(1e-30).log() + gumbel_noise(weights.expand(draws, *weights.shape), generator)
-    rank_RBT = scores_RBT.argsort(dim=-1, descending=True).argsort(dim=-1)
-    share_BT = torch.zeros_like(weights)
-    for gone in range(first):
-        left_RBT = (rank_RBT >= gone).to(weights.dtype)
-        share_BT += (left_RBT / (left_RBT * weights).sum(-1, keepdim=True).clamp_min(1e-12)).mean(0) / first
+    if gone is None:
+        gone = [_drawn(weights, count, draws, generator) for count in range(1, first)]
+    share_BT = (1 / weights.sum(-1, keepdim=True)).expand_as(weights) / first  # i = 0: all frames are left
+    for taken_RBi in gone:
+        left_RBT = torch.ones_like(weights).repeat(len(taken_RBi), 1, 1).scatter(-1, taken_RBi, 0.0)
+        share_BT = share_BT + (left_RBT / (left_RBT * weights).sum(-1, keepdim=True).clamp_min(1e-12)).mean(0) / first
     return torch.einsum("bt,btc->bc", weights_BT * share_BT, frame_logits_BTC)
+
+
+def _drawn(weights_BT: Tensor, count: int, draws: int, generator: torch.Generator | None) -> Tensor:
+    """`count` frames (draws, B, count) drawn by weight without replacement."""
+    noise_RBT = gumbel_noise(weights_BT.expand(draws, *weights_BT.shape), generator)
+    return (weights_BT.clamp_min(1e-30).log() + noise_RBT).topk(count, dim=-1).indices
 
 
 def size_prior(actions: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ CARD = {
     "source": "https://github.com/LeapLabTHU/Uni-AdaFocus",
     "authors": "adafocus.authors.uni_tsm",
     "summary": "Networks with temporal shift; one box of any size per video in the frames that matter; an early exit",
-    "version": 2,
+    "version": 3,
     "sizes": ["tiny", "paper"],
     "knobs": {"patch_size": "train", "exit": "test"},
     "settings": {},

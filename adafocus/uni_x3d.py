@@ -30,7 +30,7 @@ CARD = {
     "source": "https://github.com/LeapLabTHU/Uni-AdaFocus",
     "authors": "adafocus.authors.uni_x3d",
     "summary": "3-D networks; one box of any size per video in the frames that matter; an early exit",
-    "version": 1,
+    "version": 2,
     "sizes": ["tiny", "paper"],
     "knobs": {"patch_size": "train", "exit": "test"},
     "settings": {},

@@ -59,17 +59,15 @@ def learners(model: UniAdaFocus, loss: Tensor) -> set[str]:
 def test_who_learns_from_what() -> None:
     model = build(pixel_gradient=False)
     expected = {
-        "loss_glance_steps": {"glance", "glance_classifier"},
         "loss_glance": {"glance", "glance_head"},
         "loss_temporal": {"glance", "glance_head", "temporal_policy"},
         "loss_spatial": {"spatial_policy", "spatial_head"},
         "loss_size": {"spatial_policy"},
-        "loss_learned": {"glance", "focus", "classifier"},
-        "loss_random": {"glance", "focus", "classifier"},
+        "loss_learned": {"glance", "glance_classifier", "focus", "classifier"},
+        "loss_random": {"glance", "glance_classifier", "focus", "classifier"},
         "loss_focus_learned": {"focus", "focus_head"},
         "loss_focus_random": {"focus", "focus_head"},
     }
-    # the glance's maximum stands beside the focus steps, behind its own (here empty) MLP
     assert {name: learners(model, loss) for name, loss in losses(model).items()} == expected
 
 
@@ -105,7 +103,7 @@ def test_switches(settings: dict[str, Any], gone: set[str]) -> None:
 
 
 def test_weights_of_the_losses() -> None:
-    """Glance steps and focus steps share one mean (docs/methods/uni-adafocus.md#losses); both passes count half."""
+    """Glance and focus steps share each pass's mean (docs/methods/uni-adafocus.md#losses); both passes count half."""
     model = build(dropout=0.0, head_dropout=0.0, deformable=False, temporal="uniform", frames=4)
     nn.init.zeros_(model.spatial_policy.encoder[9].weight)
     noise = torch.full((4, 4, 3), 0.5)  # random patches in the middle, as the learned ones
@@ -117,8 +115,18 @@ def test_weights_of_the_losses() -> None:
             nn.init.zeros_(head.bias)
     flat = model.losses(clip(model), torch.arange(4), noise)
     chance = torch.tensor(5.0).log()
-    torch.testing.assert_close(flat["loss_glance_steps"], chance * 8 / 12)
-    torch.testing.assert_close(flat["loss_learned"] + flat["loss_random"], chance * 4 / 12)
+    torch.testing.assert_close(flat["loss_learned"] + flat["loss_random"], chance)
+
+
+def test_statistics_move_as_often_as_in_the_code() -> None:
+    """Per step: twice in the glance classifier's MLP and the spatial policy, once in the temporal policy."""
+    model = build(classifier_hidden=16)
+    losses(model)
+    moved = {name: int(n) for name, n in model.named_buffers() if name.endswith("num_batches_tracked")}
+    assert moved["glance_classifier.embed.1.num_batches_tracked"] == 2
+    assert moved["classifier.embed.1.num_batches_tracked"] == 2
+    assert moved["spatial_policy.encoder.1.num_batches_tracked"] == 2
+    assert moved["temporal_policy.Tconv.1.num_batches_tracked"] == 1
 
 
 def test_focus_network_runs_once_for_both_passes() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from adafocus import uni_policies
 from adafocus.uni_policies import (
     InterpolationHead,
     SpatialPolicy,
@@ -109,6 +110,29 @@ def test_a_certain_frame_does_not_break_it() -> None:
     found.sum().backward()
     assert torch.isfinite(found).all()
     assert torch.isfinite(weights.grad).all()
+
+
+def test_every_term_draws_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the frames that are gone at i = 2 need not hold the one that was gone at i = 1."""
+    drawn: list[tuple[int, ...]] = []
+    noise = uni_policies.gumbel_noise
+
+    def spy(like: Tensor, *rest: object) -> Tensor:
+        drawn.append(tuple(like.shape))
+        return noise(like, *rest)
+
+    monkeypatch.setattr(uni_policies, "gumbel_noise", spy)
+    monte_carlo_logits(torch.randn(2, 6, 4), torch.full((2, 6), 1 / 6), 4, draws=16)
+    assert drawn == [(16, 2, 6)] * 3
+
+
+def test_given_frames_are_taken_out() -> None:
+    weights = torch.tensor([[0.5, 0.3, 0.2]])
+    gone = [torch.tensor([[[0]], [[1]]]), torch.tensor([[[0, 2]], [[1, 2]]])]  # two draws of one and of two frames
+    found = monte_carlo_logits(torch.eye(3)[None], weights, 3, draws=2, gone=gone)
+    one = (torch.tensor([0.0, 0.6, 0.4]) + torch.tensor([5 / 7, 0.0, 2 / 7])) / 2
+    two = torch.tensor([0.5, 0.5, 0.0])
+    torch.testing.assert_close(found[0], (weights[0] + one + two) / 3)
 
 
 def test_interpolation_head_trains_boxes_only() -> None:
