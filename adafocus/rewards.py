@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.errors import UsageError, unknown
+from harness.layers.precision import at_least_float32
 from harness.layers.recurrent import RecurrentClassifier
 
 Reward = Literal["random", "prev", "conf", "padding"]
@@ -88,5 +89,5 @@ def _would_be(
 
 def _truth(classifier: RecurrentClassifier, states_BTH: Tensor, target_B: Tensor) -> Tensor:
     """Probability of the true class at each step (B, T)."""
-    scores_BTC = classifier.classify(states_BTH).float().softmax(-1)
+    scores_BTC = at_least_float32(classifier.classify(states_BTH)).softmax(-1)
     return scores_BTC.gather(2, target_B[:, None, None].expand(-1, states_BTH.shape[1], 1))[..., 0]

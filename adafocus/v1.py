@@ -236,7 +236,18 @@ class AdaFocusV1(GlanceAndFocus):
         Source: docs/methods/adafocus-v1.md#losses, #training, #v1-plus for skip.
         """
         phase = "random" if self.stage is None else self.stage.settings.get("phase", "random")
-        x_BT3HW, target_B = self.normalise(self.as_clips(inputs)["frames"]), self.labels(data_samples)
+        return self.losses(phase, self.normalise(self.as_clips(inputs)["frames"]), self.labels(data_samples))
+
+    def losses(
+        self,
+        phase: str,
+        x_BT3HW: Tensor,
+        target_B: Tensor,
+        *,
+        random_BT2: Tensor | None = None,
+        cells_SBT: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of normalised frames, for given random places and the policy's given cells; drawn where left out."""
         if phase == "glance":
             logits = self.glance_head(self.glance(self.shrink(x_BT3HW.flatten(0, 1))))
             return {"loss_glance": F.cross_entropy(logits.unflatten(0, x_BT3HW.shape[:2]).mean(1), target_B)}
@@ -247,27 +258,36 @@ class AdaFocusV1(GlanceAndFocus):
             maps_BTDHW = self.glance.features(self.shrink(x_BT3HW.flatten(0, 1))).unflatten(0, x_BT3HW.shape[:2])
         glance_BTD = maps_BTDHW.mean((3, 4))
         if phase == "policy":
-            return self._policy_losses(x_BT3HW, maps_BTDHW, glance_BTD, target_B)
+            return self._policy_losses(x_BT3HW, maps_BTDHW, glance_BTD, target_B, random_BT2, cells_SBT)
         if phase == "skip":
             return self._skip_losses(x_BT3HW, maps_BTDHW, glance_BTD, target_B)
         if phase not in PHASES:
             raise unknown("phase", phase, PHASES)
         if phase == "random":
-            focus_BTD = self._look(x_BT3HW, self._anywhere(x_BT3HW))
+            focus_BTD = self._look(x_BT3HW, self._anywhere(x_BT3HW) if random_BT2 is None else random_BT2)
         else:
             with torch.no_grad():
                 focus_BTD = self._look(x_BT3HW, cell_places(self.policy.act(maps_BTDHW)[0].argmax(-1), self.grid))
         return {"loss_steps": every_step(self.classifier(torch.cat((glance_BTD, focus_BTD), dim=2)), target_B)}
 
     def _policy_losses(
-        self, x_BT3HW: Tensor, maps_BTDHW: Tensor, glance_BTD: Tensor, target_B: Tensor
+        self,
+        x_BT3HW: Tensor,
+        maps_BTDHW: Tensor,
+        glance_BTD: Tensor,
+        target_B: Tensor,
+        random_BT2: Tensor | None,
+        cells_SBT: Tensor | None,
     ) -> dict[str, Tensor]:
         """PPO on sampled cells. A batch gets one update, so the policy that acts is the one that is trained."""
         out_BTA, value_BT, _ = self.policy(maps_BTDHW)
         acts = Categorical(logits=out_BTA)
-        cells_SBT = acts.sample(torch.Size((self.learning.samples,)))
+        if cells_SBT is None:
+            cells_SBT = acts.sample(torch.Size((self.learning.samples,)))
+        random_BTD = None
         with torch.no_grad(), no_autocast(x_BT3HW):
-            random_BTD = self._look(x_BT3HW, self._anywhere(x_BT3HW)) if self.learning.reward == "random" else None
+            if self.learning.reward == "random":
+                random_BTD = self._look(x_BT3HW, self._anywhere(x_BT3HW) if random_BT2 is None else random_BT2)
             rewards = []
             for cells_BT in cells_SBT:
                 focus_BTD = self._look(x_BT3HW, cell_places(cells_BT, self.grid))
@@ -440,13 +460,13 @@ def _defaults() -> dict[str, Any]:
 
 
 def _paper_schedules() -> dict[str, dict[str, Any]]:
-    """The ActivityNet command (docs/methods/adafocus-v1.md#training)."""
+    """The ActivityNet command (docs/methods/adafocus-v1.md#training); the code's loop trains the policy 51 epochs."""
     descent = {"batch_size": 64, "weight_decay": 1e-4}
     return {
         "glance": {"epochs": 15, "lr": 0.01, **descent},
         "focus": {"epochs": 15, "lr": 0.01, **descent},
         "random": {"epochs": 50, "lr": 5e-4, "groups": (ParamGroup(("classifier",), lr_mult=100.0),), **descent},
-        "policy": {"epochs": 50, "lr": 3e-4, "batch_size": 64, "optimizer": "Adam", "schedule": "constant"},
+        "policy": {"epochs": 51, "lr": 3e-4, "batch_size": 64, "optimizer": "Adam", "schedule": "constant"},
         "finetune": {"epochs": 10, "lr": 5e-3, **descent},
     }
 

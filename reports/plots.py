@@ -218,7 +218,8 @@ def _published(group: Group, figure: Figure) -> None:
         low, high = axes.get_xlim()
         costs = [cost for _, cost, _ in marks]
         axes.set_xlim(min(low, min(costs) / 1.12), max(high, max(costs) * 1.12))
-        axes.set_title("hollow: as published, at the paper's full size", fontsize=7.5, fontweight="normal", color=FAINT)
+        note = "hollow: as published, at full size, of the epoch best on test"
+        axes.set_title(note, fontsize=7.5, fontweight="normal", color=FAINT)
 
 
 def _stacked(labels: Sequence[str], parts: pd.DataFrame, tints: Sequence[str], *, height: float) -> tuple[Figure, Axes]:

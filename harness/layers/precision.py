@@ -58,6 +58,11 @@ def no_autocast(like: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x`, in float32 where its type holds less."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _convertible(module: nn.Module) -> list[nn.Parameter]:
     """The parameters of `module` but for those of batch norm, each once."""
     found = [p for part in module.modules() if not isinstance(part, _BatchNorm) for p in part.parameters(recurse=False)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.contract.registry import recognizer_class
-from harness.plan.recipes import paper_recipe, recipes
+from harness.plan.recipes import Recipe, paper_recipe, recipes
 
 DESCENT = {"optimizer": "SGD", "momentum": 0.9, "schedule": "cosine", "clip_grad": None}
 ADAM = {"optimizer": "Adam", "schedule": "constant", "clip_grad": None, "weight_decay": 0.0}
@@ -25,7 +25,7 @@ V1 = {
         "rates": {"classifier": 0.05},
         **DESCENT,
     },
-    "policy": {"epochs": 50, "batch_size": 64, "lr": 3e-4, "rates": {}, **ADAM},
+    "policy": {"epochs": 51, "batch_size": 64, "lr": 3e-4, "rates": {}, **ADAM},
     "finetune": {"epochs": 10, "batch_size": 64, "weight_decay": 1e-4, "lr": 5e-3, "rates": {}, **DESCENT},
 }
 V1_KINETICS = V1 | {"finetune": V1["finetune"] | {"lr": 5e-4}}
@@ -44,7 +44,7 @@ V1_TSM = {
         "rates": {"focus.backbone": 1e-5},
         **DESCENT,
     },
-    "policy": {"epochs": 50, "batch_size": 64, "lr": 3e-4, "rates": {}, **ADAM},
+    "policy": {"epochs": 51, "batch_size": 64, "lr": 3e-4, "rates": {}, **ADAM},
     "finetune": {"epochs": 10, "batch_size": 32, "weight_decay": 1e-4, "lr": 5e-4, "rates": {}, **DESCENT},
 }
 V1_TSM_SETTINGS = {"patch_size": 144, "dropout": 0.5, "action_std": 0.25, "align_crops": False}
@@ -120,3 +120,24 @@ def test_modules_exist(method: str, dataset: str) -> None:
         model = recognizer_class(method)(200, **recipe.settings)
     for stage in recipe.stages:
         model.set_stage(stage)
+
+
+LAST = "the last epoch's weights (authors: those best on the reported test videos)"
+PER_GPU = {  # stages whose batch norms the authors train on several GPUs, each with statistics of its own
+    "adafocus-v1": {"glance", "focus", "random"},
+    "adafocus-v1-tsm": {"random"},
+    "adafocus-v2": {"main"},
+    "adafocus-v2-tsm": {"main"},
+    "uni-adafocus": {"main"},
+    "uni-adafocus-tsm": {"main"},
+    "uni-adafocus-x3d": {"main"},
+}
+
+
+@pytest.mark.parametrize("recipe", [r for r in recipes() if r.method in PER_GPU], ids=lambda r: r.name)
+def test_departures_are_named(recipe: Recipe) -> None:
+    """What every record and report then says: the checkpoint that is kept, and whose statistics batch norm takes."""
+    for stage in recipe.stages:
+        assert LAST in stage.departures
+        apart = [text for text in stage.departures if text.startswith("batch norm sees the whole batch on one device")]
+        assert len(apart) == (stage.name in PER_GPU[recipe.method]), stage.name
