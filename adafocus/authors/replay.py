@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -20,9 +20,9 @@ Recognizer = TypeVar("Recognizer", bound=EfficientRecognizer)
 Reader = Callable[..., Converted | None]
 
 
-def is_evaluation(case: ParityCase, method: str) -> bool:
-    """Whether the pair is an evaluation of the method, as the authors call it."""
-    return case.spec.get("method") == method and not case.training
+def is_method(case: ParityCase, method: str) -> bool:
+    """Whether the pair is one of the method, as the authors call it."""
+    return case.spec.get("method") == method
 
 
 def load(cls: type[Recognizer], from_official: Reader, case: ParityCase, **given: Any) -> Recognizer:
@@ -77,3 +77,63 @@ def two_clips(case: ParityCase) -> tuple[Tensor, Tensor]:
         for offset, (batch, frames, height, width) in enumerate(shapes)
     )
     return first.unflatten(1, (-1, 3)), second.unflatten(1, (-1, 3))
+
+
+def ready_to_train(model: Recognizer) -> Recognizer:
+    """`model` as training pairs have it: in float64 and train mode, without dropout."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.double().train()
+
+
+def given_input(case: ParityCase, name: str) -> Tensor:
+    """An input of a training pair; real ones in float64."""
+    value = torch.from_numpy(case.arrays[name])
+    return value.double() if value.is_floating_point() else value
+
+
+def draws(case: ParityCase) -> list[Tensor]:
+    """The frames (R, B, i) that a pair's Monte-Carlo draws take out, i = 1, 2, ..."""
+    names = sorted((name for name in case.arrays if name.startswith("gone_")), key=lambda name: int(name[5:]))
+    return [given_input(case, name).long().transpose(0, 1) for name in names]
+
+
+def after_backward(model: nn.Module, total: Tensor, parts: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+    """`total`, the gradients' norm and how far running means stand from zero, by the authors' names of modules.
+
+    Args:
+        total: Sum of the losses; its backward pass is run.
+        parts: The authors' module -> ours; those without batch norm have no `running_` entry.
+    """
+    total.backward()
+    outputs = {"total": total}
+    for theirs, ours in parts.items():
+        modules = [model.get_submodule(name) for name in ours]
+        gradients = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
+        outputs[f"gradnorm_{theirs}"] = _norm(gradients)
+        means = [b for module in modules for name, b in module.named_buffers() if name.endswith("running_mean")]
+        if means:
+            outputs[f"running_{theirs}"] = _norm(means)
+    return outputs
+
+
+def set_modes(model: nn.Module, in_train_mode: Sequence[str]) -> None:
+    """Put the children of `model` that are named into train mode, the others into eval mode; forget gradients."""
+    model.zero_grad()
+    for name, part in model.named_children():
+        part.train(name in in_train_mode)
+
+
+def stage_outputs(
+    model: nn.Module, phase: str, losses: Mapping[str, Tensor], parts: Mapping[str, Sequence[str]]
+) -> dict[str, Tensor]:
+    """A stage's loss as `loss_PHASE`, with its `reward` if it has one, and what `after_backward` tells."""
+    total = torch.stack([value for name, value in losses.items() if name.startswith("loss")]).sum()
+    outputs = after_backward(model, total, parts)
+    outputs[f"loss_{phase}"] = outputs.pop("total")
+    return outputs | {name: value for name, value in losses.items() if name == "reward"}
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([tensor.norm() for tensor in tensors]).norm() if tensors else torch.zeros(())

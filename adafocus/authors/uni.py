@@ -21,11 +21,23 @@ from adafocus.authors.layout import (
     uni_policies,
     uni_policy_widths,
 )
-from adafocus.authors.replay import catch, is_evaluation, load, to_numpy
+from adafocus.authors.replay import after_backward, catch, draws, given_input, is_method, load, ready_to_train, to_numpy
 from adafocus.uni import UniAdaFocus
 from harness.authors.official import Converted
 from harness.authors.parity import ParityCase
 from harness.contract.trace import Trace
+
+_MODULES = {
+    "global_CNN": ["glance"],
+    "global_CNN_fc": ["glance_head"],
+    "local_CNN": ["focus"],
+    "local_CNN_fc": ["focus_head"],
+    "aux_fc": ["spatial_head"],
+    "spatial_policy": ["spatial_policy"],
+    "temporal_policy": ["temporal_policy"],
+    "classifier": ["glance_classifier", "classifier"],
+}
+"""The authors' module names and ours."""
 
 
 def from_official(content: Mapping[str, Any], **given: Any) -> Converted | None:
@@ -64,11 +76,17 @@ def from_official(content: Mapping[str, Any], **given: Any) -> Converted | None:
 
 
 def parity(case: ParityCase) -> dict[str, np.ndarray] | None:
-    """One forward with all heads; None for other pairs."""
-    if not is_evaluation(case, "Uni-AdaFocus"):
+    """One forward with all heads, or one training step; None for other methods' pairs."""
+    if not is_method(case, "Uni-AdaFocus"):
         return None
     model = load(UniAdaFocus, from_official, case)
     clip_BT3HW = torch.from_numpy(case.clip(model.candidates, model.resolution))
+    return _training_step(ready_to_train(model), clip_BT3HW.double(), case) if case.training else _evaluation(
+        model, clip_BT3HW
+    )
+
+
+def _evaluation(model: UniAdaFocus, clip_BT3HW: torch.Tensor) -> dict[str, np.ndarray]:
     batch = len(clip_BT3HW)
     seen: dict[str, torch.Tensor] = {}
     parts: dict[str, nn.Module] = {"global": model.glance_head, "local": model.focus_head}
@@ -91,3 +109,24 @@ def parity(case: ParityCase) -> dict[str, np.ndarray] | None:
         "frame_indices": torch.tensor([[box[1] for box in trace.boxes if box[0] == video] for video in range(batch)]),
     }
     return to_numpy(outputs)
+
+
+def _training_step(model: UniAdaFocus, clip_BT3HW: torch.Tensor, case: ParityCase) -> dict[str, np.ndarray]:
+    videos = torch.arange(len(clip_BT3HW))[:, None]
+    clips = {"candidates": clip_BT3HW, "glance": clip_BT3HW[videos, given_input(case, "glance_indices")]}
+    noise = torch.cat((given_input(case, "frame_noise")[..., None], given_input(case, "random_actions")), dim=-1)
+    losses = model.losses(clips, given_input(case, "labels"), noise, draws(case))
+    outputs = after_backward(model, torch.stack(list(losses.values())).sum(), _MODULES)
+    return to_numpy(
+        outputs
+        | {
+            "loss_cat_learned": 2 * losses["loss_learned"],
+            "loss_cat_random": 2 * losses["loss_random"],
+            "loss_global_aux": losses["loss_glance"],
+            "loss_local_learned": 2 * losses["loss_focus_learned"],
+            "loss_local_random": 2 * losses["loss_focus_random"],
+            "loss_temporal": losses["loss_temporal"],
+            "loss_spatial": losses["loss_spatial"],
+            "loss_size": losses["loss_size"],
+        }
+    )

@@ -21,6 +21,15 @@ from adafocus.uni_tsm import UniAdaFocusTSM
 from harness.authors.official import Converted
 from harness.authors.parity import ParityCase
 
+_MODULES = {
+    "global_CNN": ["glance"],
+    "local_CNN": ["focus"],
+    "aux_fc": ["spatial_head"],
+    "spatial_policy": ["spatial_policy"],
+    "temporal_policy": ["temporal_policy"],
+}
+"""The authors' module names and ours."""
+
 
 def from_official(content: Mapping[str, Any], **given: Any) -> Converted | None:
     """Settings and state dict out of the authors' checkpoint; None for other methods' files.
@@ -48,5 +57,5 @@ def from_official(content: Mapping[str, Any], **given: Any) -> Converted | None:
 
 
 def parity(case: ParityCase) -> dict[str, np.ndarray] | None:
-    """One evaluation forward; None for other pairs."""
-    return replay(UniAdaFocusTSM, from_official, case, "Uni-AdaFocus + TSM")
+    """One evaluation forward or one training step; None for other pairs."""
+    return replay(UniAdaFocusTSM, from_official, case, "Uni-AdaFocus + TSM", _MODULES)

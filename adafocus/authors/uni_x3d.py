@@ -15,6 +15,17 @@ from harness.authors.official import Converted
 from harness.authors.parity import ParityCase
 from harness.layers.x3d import from_slowfast
 
+_MODULES = {
+    "global_CNN": ["glance.backbone", "glance.head"],
+    "global_CNN_head": ["glance.aux_head"],
+    "local_CNN": ["focus.backbone", "focus.head"],
+    "local_CNN_head": ["focus.aux_head"],
+    "aux_head": ["spatial_head"],
+    "spatial_policy": ["spatial_policy"],
+    "temporal_policy": ["temporal_policy"],
+}
+"""The authors' module names and ours."""
+
 
 def from_official(content: Mapping[str, Any], **given: Any) -> Converted | None:
     """Settings and state dict out of the authors' checkpoint; None for other methods' files.
@@ -57,8 +68,8 @@ def from_official(content: Mapping[str, Any], **given: Any) -> Converted | None:
 
 
 def parity(case: ParityCase) -> dict[str, np.ndarray] | None:
-    """One evaluation forward; None for other pairs."""
-    return replay(UniAdaFocusX3D, from_official, case, "Uni-AdaFocus + X3D")
+    """One evaluation forward or one training step; None for other pairs."""
+    return replay(UniAdaFocusX3D, from_official, case, "Uni-AdaFocus + X3D", _MODULES)
 
 
 def _slowfast(net: str, rest: str) -> str:

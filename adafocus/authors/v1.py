@@ -20,7 +20,17 @@ from adafocus.authors.layout import (
     substitute,
     under,
 )
-from adafocus.authors.replay import catch, is_evaluation, load, places, to_numpy
+from adafocus.authors.replay import (
+    catch,
+    given_input,
+    is_method,
+    load,
+    places,
+    ready_to_train,
+    set_modes,
+    stage_outputs,
+    to_numpy,
+)
 from adafocus.settings import FULL_SIZE
 from adafocus.v1 import AdaFocusV1
 from harness.authors.official import Converted
@@ -73,10 +83,15 @@ def from_official(content: Mapping[str, Any], **given: Any) -> Converted | None:
 
 
 def parity(case: ParityCase) -> dict[str, np.ndarray] | None:
-    """The logits, those at every step and the cells that the policy chose; None for other pairs."""
-    if not is_evaluation(case, "AdaFocus V1"):
+    """The logits, those at every step and the cells that the policy chose; or a step of each stage.
+
+    None for other methods' pairs.
+    """
+    if not is_method(case, "AdaFocus V1"):
         return None
     model = load(AdaFocusV1, from_official, case, frames=case.spec["frames"])
+    if case.training:
+        return _training_steps(ready_to_train(model), case)
     seen: dict[str, Tensor] = {}
     handle = catch(seen, "states", model.classifier.gru)
     clip = torch.from_numpy(case.clip(model.frames, model.resolution))
@@ -87,6 +102,25 @@ def parity(case: ParityCase) -> dict[str, np.ndarray] | None:
     handle.remove()
     rows, columns = (places(trace, model.frames) * (model.grid - 1)).round().long().unbind(-1)
     return to_numpy({"logits": logits, "step_logits": step_logits, "cells": rows * model.grid + columns})
+
+
+def _training_steps(model: AdaFocusV1, case: ParityCase) -> dict[str, np.ndarray]:
+    """One step of each stage; the first one moves running statistics, so it comes last."""
+    clip = torch.from_numpy(case.clip(model.frames, model.resolution)).double()
+    reach = model.resolution - model.patch_size
+    outputs: dict[str, Tensor] = {}
+    for phase, offsets, modules, in_train_mode in (
+        ("finetune", None, {"finetune_fc": ["classifier"]}, ()),
+        ("policy", "policy_offsets", {"policy_policy": ["policy"]}, ()),
+        ("random", "random_offsets", {"random_focuser": ["focus"], "random_fc": ["classifier"]}, ("focus",)),
+    ):
+        set_modes(model, in_train_mode)
+        # a place in the middle of each whole pixel
+        places = None if offsets is None else (given_input(case, offsets) + 0.5) / reach
+        cells = given_input(case, "cells")[None]
+        losses = model.losses(phase, clip, given_input(case, "labels"), random_BT2=places, cells_SBT=cells)
+        outputs |= stage_outputs(model, phase, losses, modules)
+    return to_numpy(outputs)
 
 
 def _original(name: str, state: Mapping[str, Tensor]) -> str | None:

@@ -19,11 +19,22 @@ from adafocus.authors.layout import (
     substitute,
     under,
 )
-from adafocus.authors.replay import is_evaluation, load, places, to_numpy, two_clips
+from adafocus.authors.replay import (
+    given_input,
+    is_method,
+    load,
+    places,
+    ready_to_train,
+    set_modes,
+    stage_outputs,
+    to_numpy,
+    two_clips,
+)
 from adafocus.settings import FULL_SIZE
 from adafocus.v1_tsm import AdaFocusV1TSM
 from harness.authors.official import Converted
 from harness.authors.parity import ParityCase
+from harness.contract.recognizer import Clips
 from harness.contract.trace import Trace
 
 
@@ -65,12 +76,30 @@ def from_official(content: Mapping[str, Any], **given: Any) -> Converted | None:
 
 
 def parity(case: ParityCase) -> dict[str, np.ndarray] | None:
-    """One evaluation forward; None for other pairs."""
-    if not is_evaluation(case, "AdaFocus V1 + TSM"):
+    """One evaluation forward or a step of each stage; None for other pairs."""
+    if not is_method(case, "AdaFocus V1 + TSM"):
         return None
     glance, focus = two_clips(case)
     model = load(AdaFocusV1TSM, from_official, case, focus_frames=focus.shape[1])
+    if case.training:
+        return _training_steps(ready_to_train(model), {"glance": glance.double(), "focus": focus.double()}, case)
     trace = Trace(len(glance), details=True)
     with torch.inference_mode():
         logits = model.infer({"glance": glance, "focus": focus}, trace=trace)
     return to_numpy({"logits": logits, "actions": places(trace, focus.shape[1])[:, 0]})
+
+
+def _training_steps(model: AdaFocusV1TSM, clips: Clips, case: ParityCase) -> dict[str, np.ndarray]:
+    """One step of each stage; those that move running statistics come last."""
+    outputs: dict[str, torch.Tensor] = {}
+    for phase, random, modules, in_train_mode in (
+        ("finetune", None, {"finetune_fc": ["focus.head"]}, ()),
+        ("policy", "policy_random", {"policy_policy": ["policy"]}, ("policy",)),
+        ("random", "random_actions", {"random_focuser": ["focus.backbone"], "random_fc": ["focus.head"]}, ("focus",)),
+    ):
+        set_modes(model, in_train_mode)
+        places = None if random is None else given_input(case, random)
+        drawn = given_input(case, "places")[None]
+        losses = model.losses(phase, clips, given_input(case, "labels"), random_B2=places, places_RB2=drawn)
+        outputs |= stage_outputs(model, phase, losses, modules)
+    return to_numpy(outputs)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adafocus.authors.layout import (
     converted,
@@ -20,19 +20,19 @@ from adafocus.authors.layout import (
     substitute,
     under,
 )
-from adafocus.authors.replay import catch, load, to_numpy
+from adafocus.authors.replay import after_backward, catch, given_input, is_method, load, ready_to_train, to_numpy
 from adafocus.v2 import AdaFocusV2
 from harness.authors.official import Converted
 from harness.authors.parity import ParityCase
 from harness.contract.trace import Trace
 
 _MODULES = {
-    "global_CNN": "glance",
-    "global_CNN_fc": "glance_head",
-    "local_CNN": "focus",
-    "local_CNN_fc": "focus_head",
-    "policy_stn": "policy",
-    "classifier": "classifier",
+    "global_CNN": ["glance"],
+    "global_CNN_fc": ["glance_head"],
+    "local_CNN": ["focus"],
+    "local_CNN_fc": ["focus_head"],
+    "policy_stn": ["policy"],
+    "classifier": ["classifier"],
 }
 """The authors' module names and ours."""
 
@@ -74,11 +74,11 @@ def from_official(content: Mapping[str, Any], **given: Any) -> Converted | None:
 
 def parity(case: ParityCase) -> dict[str, np.ndarray] | None:
     """What our V2 computes for `case`, by the pair's names; None for other methods' pairs."""
-    if case.spec.get("method") != "AdaFocus V2":
+    if not is_method(case, "AdaFocus V2"):
         return None
     model = load(AdaFocusV2, from_official, case)
     clip = torch.from_numpy(case.clip(model.frames, model.resolution))
-    return _training_step(model, clip, case) if case.training else _evaluation(model, clip)
+    return _training_step(ready_to_train(model), clip, case) if case.training else _evaluation(model, clip)
 
 
 def _evaluation(model: AdaFocusV2, clip_BT3HW: Tensor) -> dict[str, np.ndarray]:
@@ -106,24 +106,16 @@ def _evaluation(model: AdaFocusV2, clip_BT3HW: Tensor) -> dict[str, np.ndarray]:
 
 
 def _training_step(model: AdaFocusV2, clip_BT3HW: Tensor, case: ParityCase) -> dict[str, np.ndarray]:
-    model.double().train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    given = torch.from_numpy(case.arrays["random_actions"]).double()
-    losses = model.losses(clip_BT3HW.double(), torch.from_numpy(case.arrays["labels"]), given)
-    total = torch.stack(list(losses.values())).sum()
-    total.backward()
-    outputs: dict[str, Tensor | None] = {
-        "total": total,
-        "loss_cat_learned": 2 * losses["loss_learned"],
-        "loss_cat_random": 2 * losses["loss_random"],
-        "loss_global_aux": losses["loss_glance"],
-        "loss_local_learned": 2 * losses["loss_focus_learned"],
-        "loss_local_random": 2 * losses["loss_focus_random"],
-        "grad_policy_fc_bias": model.policy.fc.bias.grad,
-    }
-    for theirs, ours in _MODULES.items():
-        gradients = [p.grad for p in model.get_submodule(ours).parameters() if p.grad is not None]
-        outputs[f"gradnorm_{theirs}"] = torch.stack([g.norm() for g in gradients]).norm()
-    return to_numpy(outputs)
+    losses = model.losses(clip_BT3HW.double(), given_input(case, "labels"), given_input(case, "random_actions"))
+    outputs = after_backward(model, torch.stack(list(losses.values())).sum(), _MODULES)
+    return to_numpy(
+        outputs
+        | {
+            "loss_cat_learned": 2 * losses["loss_learned"],
+            "loss_cat_random": 2 * losses["loss_random"],
+            "loss_global_aux": losses["loss_glance"],
+            "loss_local_learned": 2 * losses["loss_focus_learned"],
+            "loss_local_random": 2 * losses["loss_focus_random"],
+            "grad_policy_fc_bias": model.policy.fc.bias.grad,
+        }
+    )

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from adafocus.authors.layout import converted, family_state, networks_on_tsm, place, under
-from adafocus.authors.replay import catch, is_evaluation, load, to_numpy, two_clips
+from adafocus.authors.replay import (
+    after_backward,
+    catch,
+    given_input,
+    is_method,
+    load,
+    ready_to_train,
+    to_numpy,
+    two_clips,
+)
 from adafocus.settings import FULL_SIZE
 from adafocus.v2_tsm import AdaFocusV2TSM
 from harness.authors.official import Converted
@@ -47,14 +56,34 @@ def from_official(content: Mapping[str, Any], **given: Any) -> Converted | None:
 
 
 def parity(case: ParityCase) -> dict[str, np.ndarray] | None:
-    """One evaluation forward; None for other pairs."""
-    if not is_evaluation(case, "AdaFocus V2 + TSM"):
+    """One evaluation forward or one training step; None for other pairs."""
+    if not is_method(case, "AdaFocus V2 + TSM"):
         return None
     glance, focus = two_clips(case)
     model = load(AdaFocusV2TSM, from_official, case, focus_frames=focus.shape[1])
+    if case.training:
+        return _training_step(ready_to_train(model), glance.double(), focus.double(), case)
     seen: dict[str, Tensor] = {}
     handle = catch(seen, "actions", model.policy)
     with torch.inference_mode():
         logits = model.infer({"glance": glance, "focus": focus}, trace=Trace(len(glance)))
     handle.remove()
     return to_numpy({"logits": logits, "actions": seen["actions"]})
+
+
+def _training_step(
+    model: AdaFocusV2TSM, glance: torch.Tensor, focus: torch.Tensor, case: ParityCase
+) -> dict[str, np.ndarray]:
+    losses = model.losses(glance, focus, given_input(case, "labels"), given_input(case, "random_actions"))
+    modules = {"global_CNN": ["glance"], "local_CNN": ["focus"], "policy_stn": ["policy"]}
+    outputs = after_backward(model, torch.stack(list(losses.values())).sum(), modules)
+    return to_numpy(
+        outputs
+        | {
+            "loss_final_random": 2 * losses["loss_random"],
+            "loss_final_learned": 2 * losses["loss_learned"],
+            "loss_global": losses["loss_glance"],
+            "loss_local_random": 2 * losses["loss_focus_random"],
+            "loss_local_learned": 2 * losses["loss_focus_learned"],
+        }
+    )

@@ -31,7 +31,7 @@ GRADIENT_TOLERANCE = 1e-2
 """Relative, for recorded training steps; names of gradients begin with `grad`."""
 
 GIVEN = ("random_actions", "labels")
-"""Arrays of a training pair that are inputs."""
+"""Arrays of a training pair that are inputs, where its JSON names none (`given`)."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class ParityCase:
     @property
     def expected(self) -> dict[str, np.ndarray]:
         """Outputs to be met."""
-        return {name: value for name, value in self.arrays.items() if name not in GIVEN}
+        given = self.spec.get("given", GIVEN)
+        return {name: value for name, value in self.arrays.items() if name not in given}
 
     def checkpoint(self) -> dict[str, Any]:
         """The authors' state dict under their names without prefix, or several by the name of their part."""
