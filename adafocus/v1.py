@@ -276,8 +276,8 @@ class AdaFocusV1(GlanceAndFocus):
         maps_BTDHW: Tensor,
         glance_BTD: Tensor,
         target_B: Tensor,
-        random_BT2: Tensor | None,
-        cells_SBT: Tensor | None,
+        random_BT2: Tensor | None = None,
+        cells_SBT: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """PPO on sampled cells. A batch gets one update, so the policy that acts is the one that is trained."""
         out_BTA, value_BT, _ = self.policy(maps_BTDHW)

@@ -211,8 +211,8 @@ class AdaFocusV1TSM(GlanceAndFocus):
         stacked_BEHW: Tensor,
         glance_BC: Tensor,
         target_B: Tensor,
-        random_B2: Tensor | None,
-        places_RB2: Tensor | None,
+        random_B2: Tensor | None = None,
+        places_RB2: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """PPO with a single step: what a drawn place adds to the true class's probability over a random one.
 

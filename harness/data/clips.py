@@ -194,7 +194,7 @@ class ClipDataset(Dataset):
 def trained_first(labels: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
     """A video's labels with the one to train on first: of two the smaller number with 2/3, of more any alike.
 
-    So the list readers of AR-Net and AdaFocus draw it (docs/data.md#labels); one label draws nothing.
+    So the list readers of AR-Net and AdaFocus draw it (docs/data.md#lists); one label draws nothing.
     """
     if len(labels) == 2:
         low, high = sorted(labels)
