@@ -79,6 +79,30 @@ def two_clips(case: ParityCase) -> tuple[Tensor, Tensor]:
     return first.unflatten(1, (-1, 3)), second.unflatten(1, (-1, 3))
 
 
+FRAME_LOSSES = {
+    "loss_cat_learned": ("loss_learned", 2),
+    "loss_cat_random": ("loss_random", 2),
+    "loss_global_aux": ("loss_glance", 1),
+    "loss_local_learned": ("loss_focus_learned", 2),
+    "loss_local_random": ("loss_focus_random", 2),
+}
+"""Pairs' names of the losses of V2 and Uni-AdaFocus: ours, and how often it counts (ours are halved)."""
+
+CLIP_LOSSES = {
+    "loss_final_learned": ("loss_learned", 2),
+    "loss_final_random": ("loss_random", 2),
+    "loss_global": ("loss_glance", 1),
+    "loss_local_learned": ("loss_focus_learned", 2),
+    "loss_local_random": ("loss_focus_random", 2),
+}
+"""The same on TSM and X3D."""
+
+
+def renamed(losses: Mapping[str, Tensor], names: Mapping[str, tuple[str, int]]) -> dict[str, Tensor]:
+    """Losses by the pairs' names."""
+    return {theirs: times * losses[ours] for theirs, (ours, times) in names.items()}
+
+
 def ready_to_train(model: Recognizer) -> Recognizer:
     """`model` as training pairs have it: in float64 and train mode, without dropout."""
     for module in model.modules():

@@ -21,7 +21,18 @@ from adafocus.authors.layout import (
     uni_policies,
     uni_policy_widths,
 )
-from adafocus.authors.replay import after_backward, catch, draws, given_input, is_method, load, ready_to_train, to_numpy
+from adafocus.authors.replay import (
+    FRAME_LOSSES,
+    after_backward,
+    catch,
+    draws,
+    given_input,
+    is_method,
+    load,
+    ready_to_train,
+    renamed,
+    to_numpy,
+)
 from adafocus.uni import UniAdaFocus
 from harness.authors.official import Converted
 from harness.authors.parity import ParityCase
@@ -117,16 +128,5 @@ def _training_step(model: UniAdaFocus, clip_BT3HW: torch.Tensor, case: ParityCas
     noise = torch.cat((given_input(case, "frame_noise")[..., None], given_input(case, "random_actions")), dim=-1)
     losses = model.losses(clips, given_input(case, "labels"), noise, draws(case))
     outputs = after_backward(model, torch.stack(list(losses.values())).sum(), _MODULES)
-    return to_numpy(
-        outputs
-        | {
-            "loss_cat_learned": 2 * losses["loss_learned"],
-            "loss_cat_random": 2 * losses["loss_random"],
-            "loss_global_aux": losses["loss_glance"],
-            "loss_local_learned": 2 * losses["loss_focus_learned"],
-            "loss_local_random": 2 * losses["loss_focus_random"],
-            "loss_temporal": losses["loss_temporal"],
-            "loss_spatial": losses["loss_spatial"],
-            "loss_size": losses["loss_size"],
-        }
-    )
+    policies = {name: losses[name] for name in ("loss_temporal", "loss_spatial", "loss_size")}
+    return to_numpy({**outputs, **renamed(losses, FRAME_LOSSES), **policies})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adafocus.authors.replay import (
+    CLIP_LOSSES,
     Reader,
     after_backward,
     catch,
@@ -18,6 +19,7 @@ from adafocus.authors.replay import (
     is_method,
     load,
     ready_to_train,
+    renamed,
     to_numpy,
     two_clips,
 )
@@ -64,16 +66,6 @@ def _training_step(
     noise = given_input(case, "frame_noise"), given_input(case, "random_actions")
     losses = model.losses(clips, given_input(case, "labels"), *noise, draws(case))
     outputs = after_backward(model, torch.stack(list(losses.values())).sum(), modules)
-    return to_numpy(
-        outputs
-        | {
-            "loss_final_random": 2 * losses["loss_random"],
-            "loss_final_learned": 2 * losses["loss_learned"],
-            "loss_global": losses["loss_glance"],
-            "loss_local_random": 2 * losses["loss_focus_random"],
-            "loss_local_learned": 2 * losses["loss_focus_learned"],
-            "loss_temporal": losses["loss_temporal"],
-            "loss_spatial": losses["loss_spatial"],
-            "loss_size": losses["loss_size"] / model.policies.size_weight,
-        }
-    )
+    policies = {name: losses[name] for name in ("loss_temporal", "loss_spatial")}
+    policies["loss_size"] = losses["loss_size"] / model.policies.size_weight
+    return to_numpy({**outputs, **renamed(losses, CLIP_LOSSES), **policies})

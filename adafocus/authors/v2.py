@@ -20,7 +20,17 @@ from adafocus.authors.layout import (
     substitute,
     under,
 )
-from adafocus.authors.replay import after_backward, catch, given_input, is_method, load, ready_to_train, to_numpy
+from adafocus.authors.replay import (
+    FRAME_LOSSES,
+    after_backward,
+    catch,
+    given_input,
+    is_method,
+    load,
+    ready_to_train,
+    renamed,
+    to_numpy,
+)
 from adafocus.v2 import AdaFocusV2
 from harness.authors.official import Converted
 from harness.authors.parity import ParityCase
@@ -108,14 +118,5 @@ def _evaluation(model: AdaFocusV2, clip_BT3HW: Tensor) -> dict[str, np.ndarray]:
 def _training_step(model: AdaFocusV2, clip_BT3HW: Tensor, case: ParityCase) -> dict[str, np.ndarray]:
     losses = model.losses(clip_BT3HW.double(), given_input(case, "labels"), given_input(case, "random_actions"))
     outputs = after_backward(model, torch.stack(list(losses.values())).sum(), _MODULES)
-    return to_numpy(
-        outputs
-        | {
-            "loss_cat_learned": 2 * losses["loss_learned"],
-            "loss_cat_random": 2 * losses["loss_random"],
-            "loss_global_aux": losses["loss_glance"],
-            "loss_local_learned": 2 * losses["loss_focus_learned"],
-            "loss_local_random": 2 * losses["loss_focus_random"],
-            "grad_policy_fc_bias": model.policy.fc.bias.grad,
-        }
-    )
+    bias = {"grad_policy_fc_bias": model.policy.fc.bias.grad}
+    return to_numpy({**outputs, **renamed(losses, FRAME_LOSSES), **bias})

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from adafocus.authors.layout import converted, family_state, networks_on_tsm, place, under
 from adafocus.authors.replay import (
+    CLIP_LOSSES,
     after_backward,
     catch,
     given_input,
     is_method,
     load,
     ready_to_train,
+    renamed,
     to_numpy,
     two_clips,
 )
@@ -77,13 +79,4 @@ def _training_step(
     losses = model.losses(glance, focus, given_input(case, "labels"), given_input(case, "random_actions"))
     modules = {"global_CNN": ["glance"], "local_CNN": ["focus"], "policy_stn": ["policy"]}
     outputs = after_backward(model, torch.stack(list(losses.values())).sum(), modules)
-    return to_numpy(
-        outputs
-        | {
-            "loss_final_random": 2 * losses["loss_random"],
-            "loss_final_learned": 2 * losses["loss_learned"],
-            "loss_global": losses["loss_glance"],
-            "loss_local_random": 2 * losses["loss_focus_random"],
-            "loss_local_learned": 2 * losses["loss_focus_learned"],
-        }
-    )
+    return to_numpy({**outputs, **renamed(losses, CLIP_LOSSES)})
