@@ -149,6 +149,8 @@ class UniAdaFocus(GlanceAndFocus):
     Source: docs/methods/uni-adafocus.md (the code).
     """
 
+    test_settings = ("exit_every", "exit_score")
+
     def __init__(
         self,
         num_classes: int,

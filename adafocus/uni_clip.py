@@ -69,6 +69,8 @@ class UniClip(GlanceAndFocus):
     Source: docs/methods/uni-adafocus.md#on-tsm, #on-x3d (the code).
     """
 
+    test_settings = ("sample_wise", "exit_head", "exit_score")
+
     def __init__(
         self,
         num_classes: int,

@@ -122,6 +122,8 @@ class AdaFocusV2(GlanceAndFocus):
     Source: docs/methods/adafocus-v2.md, #early-exits for what only the code says.
     """
 
+    test_settings = ("exit_every", "exit_score")
+
     def __init__(
         self,
         num_classes: int,

@@ -93,6 +93,8 @@ class ARNet(EfficientRecognizer):
         kwargs: resolution, mean, std, data_preprocessor (EfficientRecognizer).
     """
 
+    test_settings = ("test_frames",)
+
     def __init__(
         self,
         num_classes: int,

@@ -42,6 +42,8 @@ class TSN(FrameClassifier):
         kwargs: backbone, frames, dropout (FrameClassifier).
     """
 
+    test_settings = ("test_frames",)
+
     def __init__(
         self,
         num_classes: int,

@@ -21,7 +21,9 @@ from harness.contract.values import digest
 from harness.errors import BenchError
 from harness.measure.metrics import Metric, metric, softmax
 from harness.measure.statistics import FEWEST_VIDEOS, LEVEL, Effect, difference
-from harness.store.records import Record, read_records
+from harness.store.files import read_json
+from harness.store.records import Record, read_records, say_left_out
+from harness.store.shapes import FailureNote
 from reports.timings import Timing, timings
 
 NOT_COMPARED = ("budgets", "eval_batch", "threads", "test_seed")
@@ -202,15 +204,23 @@ class Report:
 def collect(work_dirs: Iterable[Path | str], *, allow_mixed: bool = False) -> Report:
     """Read all records of the work directories and group what may be compared.
 
-    Versions of a data set (fingerprints) are groups apart, or one group where `allow_mixed` is on.
+    Versions of a data set (fingerprints) are groups apart, or one group where `allow_mixed` is on. A record that cannot
+    be read is left out, and stands among the failures with its reason.
 
     Raises:
-        BenchError: nothing was recorded, or a record is damaged.
+        BenchError: nothing was recorded, or the arrays of a record are damaged.
     """
     folders = [Path(w) for w in work_dirs]
-    evaluations = read_records(folders, "evaluation")
-    latencies = read_records(folders, "latency")
+    damaged: dict[Path, str] = {}
+
+    def left_out(path: Path, reason: str) -> None:
+        damaged[path] = reason
+        say_left_out(path, reason)
+
+    evaluations = read_records(folders, "evaluation", left_out)
+    latencies = read_records(folders, "latency", left_out)
     failures = _failures(folders, {str(r.result["key"]) for r in (*evaluations, *latencies)})
+    failures += [{"what": f"record {path.name}", "reason": reason} for path, reason in damaged.items()]
     if not evaluations:
         where = ", ".join(map(str, folders))
         why = "".join(f"\n  {f['what']}: {f['reason']}" for f in failures)
@@ -243,12 +253,11 @@ def _failures(work_dirs: Iterable[Path], finished: set[str]) -> list[Mapping[str
     found: dict[str, Mapping[str, str]] = {}
     for path in (p for w in work_dirs for p in sorted((w / "records" / "failed").glob("*.json"))):
         try:
-            entry = json.loads(path.read_text())
-        except ValueError as error:
-            raise BenchError(f"{path} is not JSON: {error}; remove it") from None
+            entry = read_json(path, FailureNote)
+        except BenchError as error:
+            entry = {"what": path.stem, "reason": str(error)}
         if path.stem not in finished:
-            texts = {name: str(entry.get(name, "")) for name in ("what", "reason")}
-            found.setdefault(path.stem, {**texts, "what": texts["what"] or path.stem})
+            found.setdefault(path.stem, {name: entry[name] for name in ("what", "reason")})
     return list(found.values())
 
 

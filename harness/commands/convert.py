@@ -36,7 +36,7 @@ def convert(file: Path, method: str | None, out: Path, *, sets: list[str] | None
         "initialisation": f"official checkpoint {file.name}",
         "parameters": sum(p.numel() for p in model.parameters()),
         "departures": [],
-        "sources": sources.loaded(),
+        "sources": sources.loaded("training"),
     }
     artifacts.write(out, model.state_dict(), description)
     print(converted.report())

@@ -44,6 +44,7 @@ class Display:
             Live(console=self.console, auto_refresh=False, transient=False) if self.console.is_terminal else None
         )
         self.said: dict[str, tuple[str, float]] = {}
+        self.noted: dict[str, int] = {}
         self.refreshed = 0.0
 
     def __enter__(self) -> Notify:
@@ -59,6 +60,9 @@ class Display:
     def update(self, task: Task) -> None:
         """A task changed."""
         now = time.monotonic()
+        for note in task.notes[self.noted.get(task.key, 0) :]:
+            self._print(f"note     {task.spec.label()}: {note}")
+        self.noted[task.key] = len(task.notes)
         if self.live is not None:
             if now - self.refreshed > 0.2 or task.over:
                 self.refreshed = now
@@ -69,9 +73,11 @@ class Display:
         if told and (task.status != status or now - last > 20.0):  # all timings start at once; launches tell
             self.said[task.key] = (task.status, now)
             if task.status != "cached" or not isinstance(task.spec, TrainSpec):
-                self.console.print(
-                    f"{task.status:8} {task.spec.label()}{_detail(task)}", markup=False, highlight=False, soft_wrap=True
-                )
+                self._print(f"{task.status:8} {task.spec.label()}{_detail(task)}")
+
+    def _print(self, line: str) -> None:
+        """A line of its own, above the live table where there is one."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, show_header=False)
@@ -110,8 +116,8 @@ class Display:
                 return "running", what + _detail(task).strip()
         last = tasks[-1]
         if last.finished:
-            return last.status, f"changed since: {', '.join(last.stale)}" if last.status == "stale" else ""
-        return "waiting", f"rerun, changed since: {', '.join(last.stale)}" if last.stale else ""
+            return last.status, last.why if last.status == "stale" else ""
+        return "waiting", f"rerun, {last.why}" if last.why else ""
 
 
 def _detail(task: Task) -> str:
@@ -119,9 +125,9 @@ def _detail(task: Task) -> str:
         return f": {task.reason}"
     if task.status == "done":
         return f" ({task.seconds:.0f} s)"
-    if task.stale:
-        return f" (changed since: {', '.join(task.stale[:4])})"
     progress = task.progress
+    if task.why and not progress:
+        return f" ({task.why})"
     if task.status != "running" or not progress:
         return ""
     if "epoch" in progress:

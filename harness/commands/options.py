@@ -174,8 +174,10 @@ class Run:
     ] = None
     batches: Annotated[str, Option("--batches", help="Batch sizes that are timed; empty: no latency.")] = "1,16"
     quiet_wait: QuietWait = 60.0
-    force: Annotated[bool, Option("--force", help="Do finished work again.")] = False
-    keep_stale: Annotated[bool, Option("--keep-stale", help="Keep results although their code has changed.")] = False
+    force: Annotated[bool, Option("--force", help="Do finished work again; what is there is set aside.")] = False
+    keep_stale: Annotated[
+        bool, Option("--keep-stale", help="Keep results, and go on with trainings, of other code, device or packages.")
+    ] = False
     dry_run: Annotated[bool, Option("--dry-run", help="Show what would be done.")] = False
 
 

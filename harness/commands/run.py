@@ -127,8 +127,8 @@ def _show_plan(asked: Request, planned: Sequence[Cell], as_json: bool) -> None:
         return
     for task in scheduler.tasks.values():
         status = {"waiting": "to do"}.get(task.status, task.status)
-        changed = f" (changed since: {', '.join(task.stale[:4])})" if task.stale else ""
-        print(f"{status:8} {task.spec.label()} [{task.key}]{changed}")
+        why = f" ({task.why})" if task.why else ""
+        print(f"{status:8} {task.spec.label()} [{task.key}]{why}")
 
 
 def _summary(asked: Request, outcome: Outcome) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class AtomicCheckpointHook(Hook):
         (folder / part).replace(folder / name)
         _flush(folder)
         self._point_at(folder / name)
-        for old in _checkpoints(folder)[: -self.max_keep_ckpts]:
+        for old in checkpoints(folder)[: -self.max_keep_ckpts]:
             old.unlink(missing_ok=True)
 
     @staticmethod
@@ -103,11 +103,11 @@ class AtomicCheckpointHook(Hook):
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole `epoch_N.pth` in `folder`, or None."""
-    found = _checkpoints(folder)
+    found = checkpoints(folder)
     return found[-1] if found else None
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of `folder`, oldest epoch first."""
     numbered = [(re.fullmatch(r"epoch_(\d+)\.pth", path.name), path) for path in folder.glob("epoch_*.pth")]
     return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]

@@ -61,6 +61,9 @@ class EfficientRecognizer(BaseRecognizer):
     exits: int = 0
     exit_score: str = "softmax"
     online: ClassVar[bool] = False
+    test_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings that act at test time only: weights, stages and training clips are the same for all their values, so
+    one training serves them all."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

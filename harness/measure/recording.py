@@ -38,7 +38,7 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
         artifacts.read_weights(spec.checkpoint) if spec.checkpoint else artifacts.load_state(work_dir, spec.artifact)
     )
     artifacts.load_into(recognizer, state, origin=spec.checkpoint or spec.artifact)
-    made_with = sources.loaded(_artifact(work_dir, key)["sources"] for key in spec.chain)
+    code = sources.loaded("evaluation", [_artifact(work_dir, key)["sources"] for key in spec.chain])
     evaluator = Evaluator(recognizer, videos, protocol, device=device, report=report)
     split = protocol.test_split
     points = evaluator.points()
@@ -70,7 +70,8 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
         "points": described,
         "cost": {"table": table.rows(), "whole_check": check},
         "provenance": provenance(shlex.split(command)),
-        "sources": made_with,
+        "sources": code,
+        "made_with": sources.made_with(device),
     }
     return commit_record(spec.folder(work_dir), result, per_video=arrays, overlay=overlay)
 
@@ -198,6 +199,7 @@ def _training(spec: EvalSpec, work_dir: Path, protocol: Protocol) -> dict[str, A
                 "shared": key not in spec.own_chain,
                 "departures": artifact["departures"],
                 "device": artifact["device"],
+                "changed_midway": artifact.get("changed_midway", []),
             }
         )
     return {

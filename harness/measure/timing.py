@@ -105,7 +105,7 @@ def time_launch(
     """
     setup = specs[0]
     model = _model(setup, work_dir)
-    made_with = sources.loaded([model.record.result["sources"]])
+    code = sources.loaded("latency", [model.record.result["sources"]])
     table = CostTable.from_rows(model.record.result["cost"]["table"])
     drawn = model.protocol.test_randomness == "sampled"
     samples: list[Any] = []
@@ -152,7 +152,8 @@ def time_launch(
                 "threads": torch.get_num_threads(),
                 "device": describe(device),
                 "dataset": {"name": dataset["name"], "fingerprint": dataset["fingerprint"]},
-                "sources": made_with,
+                "sources": code,
+                "made_with": sources.made_with(setup.device),
             }
 
 

@@ -57,6 +57,16 @@ def constructor_settings(cls: type[EfficientRecognizer]) -> set[str]:
     return names - NOT_SETTINGS
 
 
+def setting_defaults(cls: type[EfficientRecognizer]) -> dict[str, Any]:
+    """The keyword settings of a recognizer class that have a default, its bases included."""
+    defaults: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, EfficientRecognizer):
+            parameters = inspect.signature(base.__init__).parameters.values()
+            defaults |= {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {name: value for name, value in defaults.items() if name not in NOT_SETTINGS}
+
+
 def full_settings(method: str, size: str, resolution: int, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `method` at `size`: the class's, then the variant's, then `changes`."""
     if size not in SIZES:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from harness.contract.declarations import InitFrom, Stage, below
-from harness.contract.names import DATA_SETTINGS, split_name
+from harness.contract.declarations import EMPTY, InitFrom, Stage, below
+from harness.contract.names import DATA_SETTINGS, split_name, written
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.registry import method_card, recognizer_class
 from harness.contract.values import plain
 from harness.data.glyphs import parameters
 from harness.errors import UsageError, unknown
 from harness.layers.backbones import IMAGENET_FILES
-from harness.plan.building import build_recognizer, constructor_settings, full_settings
+from harness.plan.building import build_recognizer, constructor_settings, full_settings, setting_defaults
 from harness.plan.overrides import Overrides
 from harness.plan.pretraining import CLASSES, PRETRAINING, pretraining_stage
 from harness.plan.protocol import Protocol
@@ -73,17 +73,21 @@ class Planner:
         """Names of all stages planned so far."""
         self._built: dict[str, EfficientRecognizer] = {}
 
-    def cell(self, method: str, seed: int) -> Cell:
-        """All work behind one method and seed, in the order it must be done."""
-        train = self.chain(method, seed, {}, overridden=True)
+    def cell(self, asked: str, seed: int) -> Cell:
+        """All work behind one method and seed, in the order it must be done.
+
+        The method goes by its shortest name: settings in the asked one that say what holds anyway are left out.
+        """
+        method = self._shortest(asked)
+        train = self.chain(method, seed, {}, asked=asked)
         last = train[-1]
         evaluation = EvalSpec(
             method=method,
             size=self.size,
-            settings=last.settings,
+            settings=self.settings(method, asked=asked),
             artifact=last.key,
             chain=tuple(s.key for s in train),
-            own_chain=tuple(s.key for s in train if s.method == method),
+            own_chain=tuple(s.key for s in train if s.method == last.method),
             data=self.data,
             fingerprint=self.videos.fingerprint,
             seed=seed,
@@ -94,14 +98,23 @@ class Planner:
         return Cell(method, self.data, seed, train, evaluation)
 
     def chain(
-        self, method: str, seed: int, changes: Mapping[str, Any], *, overridden: bool = False
+        self, method: str, seed: int, changes: Mapping[str, Any], *, asked: str | None = None
     ) -> tuple[TrainSpec, ...]:
-        """All training artifacts of a method, what they need first; the last is the method's own."""
+        """All training artifacts of a method, what they need first; the last is the method's own.
+
+        Settings that act at test time only have their defaults there, so that one training serves them all.
+
+        Args:
+            method: What is trained.
+            seed: Of the training.
+            changes: Settings that differ from the method's at this size.
+            asked: The name by which it was asked for, which takes overrides; None for what another method needs.
+        """
+        at_test = recognizer_class(method).test_settings
+        method = _without(method, at_test)
+        changes = {name: value for name, value in changes.items() if name not in at_test}
         recipe = paper_recipe(method, self.data.name, self.size)
-        if recipe is not None:
-            variant = method_card(method).settings if recipe.method != method else {}
-            changes = {**recipe.settings, **variant, **changes}
-        settings = self.settings(method, changes, overridden=overridden)
+        settings = self.settings(method, changes, asked=asked, keep=at_test)
         done: dict[str, TrainSpec] = {}
         own: dict[str, TrainSpec] = {}
         recognizer = self._recognizer(method, settings)
@@ -110,7 +123,7 @@ class Planner:
                 done.update((s.key, s) for s in self.chain(stage.method, seed, stage.method_settings))
                 continue
             self.stage_names.add(stage.name)
-            stage = self._stage(stage, overridden)
+            stage = self._stage(stage, asked is not None)
             _check_modules(method, stage, recognizer)
             weights, needed = self._weights(method, stage, own, seed)
             done.update((s.key, s) for s in needed)
@@ -146,24 +159,40 @@ class Planner:
         stages = adapted(stages, names)
         return [s if s.init or s.name not in own else replace(s, init=own[s.name].init) for s in stages or own.values()]
 
-    def settings(self, method: str, changes: Mapping[str, Any], *, overridden: bool) -> dict[str, Any]:
-        """All constructor settings of a method on this data set."""
-        names = constructor_settings(recognizer_class(method))
-        own = split_name(method)[1]
-        fixed_by_name = method_card(method).settings
+    def settings(
+        self, method: str, changes: Mapping[str, Any] = EMPTY, *, asked: str | None = None, keep: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Constructor settings of a method on this data set; what its class sets anyway is left to it.
+
+        Args:
+            method: Its name.
+            changes: Settings that differ from the method's, and the recipe's, at this size.
+            asked: The name that overrides go by; None: none is taken.
+            keep: Settings that no override changes.
+        """
+        cls = recognizer_class(method)
+        names, defaults = constructor_settings(cls), setting_defaults(cls)
+        base = full_settings(method, self.size, self.videos.resolution, {})
+        recipe = paper_recipe(method, self.data.name, self.size)
+        if recipe is not None:
+            variant = method_card(method).settings if recipe.method != method else {}
+            base |= {**recipe.settings, **variant}
         changes = {**changes}
-        for key, value in self.overrides.settings.items() if overridden else ():
+        own, fixed_by_name = split_name(asked or method)[1], method_card(asked or method).settings
+        for key, value in self.overrides.settings.items() if asked is not None else ():
             owner, _, name = key.rpartition(".")
-            if owner == method and name not in names:
-                raise unknown(f"setting of {method}", name, names)
-            if owner == method and name in own:
+            if owner == asked and name not in names:
+                raise unknown(f"setting of {asked}", name, names)
+            if owner == asked and name in own:
                 raise UsageError(f"--set {key}: {name!r} stands in the method's name; change it there")
-            if owner == method and name in fixed_by_name:
-                raise UsageError(f"--set {key}: {name!r} is what makes {method} a variant; it stays as it is")
-            if owner in ("", method) and name in names and name not in fixed_by_name:
+            if owner == asked and name in fixed_by_name:
+                raise UsageError(f"--set {key}: {name!r} is what makes {asked} a variant; it stays as it is")
+            if owner in ("", asked) and name in names and name not in fixed_by_name and name not in keep:
                 changes[name] = value
         card = self.videos.card
-        base = full_settings(method, self.size, self.videos.resolution, changes)
+        for name, value in changes.items():
+            if name in base or name not in defaults or not _same(value, defaults[name]):
+                base[name] = base[name] if name in base and _same(value, base[name]) else value
         fixed = {
             "num_classes": len(card.classes),
             "resolution": self.videos.resolution,
@@ -171,6 +200,12 @@ class Planner:
             "std": list(card.std),
         }
         return plain({**base, **fixed})
+
+    def _shortest(self, asked: str) -> str:
+        """A method's name without the settings that say what holds anyway."""
+        plain_name, own = split_name(asked)
+        usual = {**setting_defaults(recognizer_class(plain_name)), **self.settings(plain_name)} if own else {}
+        return _without(asked, [name for name in own if name in usual and _same(own[name], usual[name])])
 
     def _stage(self, stage: Stage, overridden: bool) -> Stage:
         changes: dict[str, Any] = {}
@@ -290,6 +325,18 @@ def _check_modules(method: str, stage: Stage, recognizer: EfficientRecognizer) -
             raise UsageError(f"{method}: stage {stage.name!r} fills {init.into!r}, which the method does not have")
     if not any(parameter.requires_grad for parameter in recognizer.parameters()):
         raise UsageError(f"{method}: stage {stage.name!r} trains no parameter; trained is {list(stage.trained)}")
+
+
+def _without(method: str, names: Collection[str]) -> str:
+    """A method's name without some of the settings in it."""
+    plain_name, own = split_name(method)
+    left = {name: value for name, value in own.items() if name not in names}
+    return f"{plain_name}[{written(left)}]" if left else plain_name
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two settings are one value; a truth value is no number, a list may stand for a tuple."""
+    return isinstance(one, bool) == isinstance(other, bool) and bool(plain(one) == plain(other))
 
 
 def check_overrides(overrides: Overrides, methods: Sequence[str]) -> None:

@@ -75,6 +75,7 @@ def resolve(request: Request) -> tuple[list[Cell], dict[str, str]]:
             )
             cells += [planner.cell(method, seed) for seed in request.seeds]
             stage_names |= planner.stage_names
+    cells = list({cell.evaluation.key: cell for cell in cells}.values())  # two names may say the same
     owners = {key.rpartition(".")[0] for key in request.overrides.stages} - {""}
     for owner in owners - stage_names if cells else ():
         raise unknown("stage", owner, stage_names)

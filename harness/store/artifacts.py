@@ -2,15 +2,13 @@
 
 artifacts/KEY/model.safetensors    the stage's weights
 artifacts/KEY/artifact.json        what it is and what it cost; its rename is the commit
-artifacts/KEY/run/                 epoch checkpoints and TensorBoard log while (and after) training
+artifacts/KEY/run/                 TensorBoard log; while it trains epochs and what it was begun with (`RESUMABLE`)
 """
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
-import shutil
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from harness.contract.declarations import below
 from harness.contract.values import plain
 from harness.errors import BenchError, CheckpointError, UsageError, about
-from harness.store.files import file_hash, write_atomically, write_json
-from harness.store.records import SCHEMA_VERSION
+from harness.store.files import file_hash, read_json, write_atomically, write_json
+from harness.store.shapes import SCHEMA_VERSION, Artifact, Begun, TrainedArtifact, Versioned
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,6 +39,10 @@ UNREADABLE = (
     struct.error,
 )
 """What torch raises for files that are damaged, foreign, or hold more than tensors and numbers."""
+
+
+RESUMABLE = ("epoch_*.pth", "last_checkpoint", "best.safetensors", "best.txt", "seconds.txt", "sources.json")
+"""What only an unfinished training needs."""
 
 
 def check_file(path: Path) -> None:
@@ -70,12 +72,43 @@ def folder(work_dir: Path | str, key: str) -> Path:
 
 
 def read(work_dir: Path | str, key: str) -> dict[str, Any] | None:
-    """The description of a finished artifact, or None."""
+    """The description of a finished artifact; None where there is none, or one of another schema.
+
+    Raises:
+        BenchError: It is damaged or foreign; names file, key and what was expected.
+    """
     path = folder(work_dir, key) / "artifact.json"
     if not path.exists():
         return None
-    description: dict[str, Any] = json.loads(path.read_text())
-    return description if description.get("schema") == SCHEMA_VERSION else None
+    return read_json(path, TrainedArtifact) if read_json(path, Versioned)["schema"] == SCHEMA_VERSION else None
+
+
+def begin(work_dir: Path | str, key: str, made_with: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Note what a training rests on, unless it was begun before; returns what it was begun with."""
+    earlier = begun(work_dir, key)
+    if earlier is None:
+        write_json(folder(work_dir, key) / "run" / "sources.json", made_with)
+    return earlier or made_with
+
+
+def begun(work_dir: Path | str, key: str) -> dict[str, Any] | None:
+    """What an unfinished training rests on (`sources`, `made_with`); None where none was begun.
+
+    Raises:
+        BenchError: There are epochs, and what they rest on is not known.
+    """
+    run = folder(work_dir, key) / "run"
+    mark = run / "sources.json"
+    if not mark.exists() and not any(run.glob("epoch_*.pth")):
+        return None
+    return read_json(mark, Begun)
+
+
+def drop_epochs(work_dir: Path | str, key: str) -> None:
+    """Remove what only an unfinished training needs; for a committed artifact."""
+    run = folder(work_dir, key) / "run"
+    for path in (path for pattern in RESUMABLE for path in run.glob(pattern)):
+        path.unlink(missing_ok=True)
 
 
 def commit(work_dir: Path | str, key: str, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -91,12 +124,6 @@ def write(target: Path, state: Mapping[str, Tensor], description: Mapping[str, A
     write_atomically(weights, save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
     entry = {"file": weights.name, "sha256": file_hash(weights)}
     write_json(target / "artifact.json", {**plain(description), "schema": SCHEMA_VERSION, "weights": entry})
-
-
-def discard(work_dir: Path | str, key: str) -> None:
-    """Remove an artifact, finished or not; what makes it exist goes first."""
-    (folder(work_dir, key) / "artifact.json").unlink(missing_ok=True)
-    shutil.rmtree(folder(work_dir, key), ignore_errors=True)
 
 
 def load_state(work_dir: Path | str, key: str) -> dict[str, Tensor]:
@@ -127,7 +154,7 @@ def located(checkpoint: Path) -> tuple[Path, dict[str, Any]]:
             f"{checkpoint} is not an artifact of this project (model.safetensors beside artifact.json); "
             "an authors' file is turned into one by `bench.py convert`"
         )
-    description: dict[str, Any] = json.loads(described.read_text())
+    description = read_json(described, Artifact)
     if not checkpoint.is_dir() and checkpoint.name not in (weights.name, described.name):
         raise UsageError(f"{checkpoint} is not the weights file of the artifact beside it; name {weights}")
     if file_hash(weights) != description["weights"]["sha256"]:

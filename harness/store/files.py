@@ -7,6 +7,8 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +26,55 @@ def file_hash(path: Path) -> str:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that the file is either the old or the new one, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise BenchError(f"cannot write {path}: {error.strerror}; free space or choose another --work-dir") from error
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, keys sorted, NaN refused."""
     write_atomically(path, (json.dumps(plain(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, shape: type) -> dict[str, Any]:
+    """The JSON object in `path`, held against the dataclass `shape`; further keys are left to the reader.
+
+    Raises:
+        BenchError: It cannot be read, is no JSON, or a key is missing or of another type; names file, key and type.
+    """
+    from pydantic import ValidationError  # a tenth of a second, which `--help` need not wait for
+
+    try:
+        data = path.read_bytes()
+        _adapter(shape).validate_json(data, strict=True)
+    except OSError as error:
+        raise BenchError(f"cannot read {path}: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["type"] == "json_invalid":
+            raise BenchError(f"{path} is damaged: no whole JSON") from None
+        key = ".".join(map(str, first["loc"])) or "the whole"
+        wanted = str(first["msg"]).removeprefix("Input should be ")
+        told = "is missing" if first["type"] == "missing" else f"must be {wanted}"
+        raise BenchError(f"{path} is damaged or foreign: {key} {told}") from None
+    value: dict[str, Any] = json.loads(data)
+    return value
+
+
+@cache
+def _adapter(shape: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:

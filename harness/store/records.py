@@ -6,8 +6,8 @@ record either is whole or does not exist.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,9 @@ import numpy as np
 
 from harness.contract.values import plain
 from harness.errors import BenchError
-from harness.store.files import file_hash, write_arrays, write_json
+from harness.store.files import file_hash, read_json, write_arrays, write_json
+from harness.store.shapes import SCHEMA_VERSION, Evaluation, Latency, Versioned
 from harness.store.work_dir import Kind, record_folder
-
-SCHEMA_VERSION = 1
 
 EVALUATION_SCHEMA: dict[str, str] = {
     "schema": "int, SCHEMA_VERSION",
@@ -63,7 +62,8 @@ EVALUATION_SCHEMA: dict[str, str] = {
     "training.seconds": "float, wall clock of all stages, shared ones included",
     "training.own_seconds": "float, of the stages no other method shares",
     "training.samples": "int, training videos seen in all stages (with repeats)",
-    "training.stages": "list of {name, method, key, epochs, recipe (hash), seconds, samples, shared, departures}",
+    "training.stages": "list of {name, method, key, epochs, recipe (hash), seconds, samples, shared, departures, "
+    "changed_midway}; the last: list of str, what changed while it was trained (--keep-stale)",
     "training.departures": "list of str, where the recipe leaves the paper",
     "training.device": "str",
     "training.threads": "int",
@@ -78,7 +78,8 @@ EVALUATION_SCHEMA: dict[str, str] = {
     "overlay.file": "str or absent",
     "overlay.sha256": "str",
     "provenance": "dict: packages, git, cpu, gpu, driver, platform, command",
-    "sources": "dict module -> hash of its source, for every project module the job imported",
+    "sources": "dict module -> hash of its code, for the project's modules that it rests on (harness.store.sources)",
+    "made_with": "dict: device (cpu or cuda), versions of torch, torchvision and av",
 }
 
 POINT_SCHEMA: dict[str, str] = {
@@ -143,6 +144,7 @@ LATENCY_SCHEMA: dict[str, str] = {
     "warmup": "int, untimed forwards before, of all launches",
     "provenance": "dict",
     "sources": "dict module -> hash",
+    "made_with": "dict: device (cpu or cuda), versions of torch, torchvision and av",
 }
 
 
@@ -164,7 +166,11 @@ class Record:
     def _load(self, name: str) -> Mapping[str, np.ndarray]:
         entry = self.result[name]
         path = self.path / entry["file"]
-        if not path.exists() or file_hash(path) != entry["sha256"]:
+        try:
+            intact = file_hash(path) == entry["sha256"]
+        except OSError:
+            intact = False
+        if not intact:
             raise BenchError(f"{path} is missing or was changed after it was recorded; remove {self.path} and rerun")
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
@@ -179,30 +185,46 @@ def commit_record(folder: Path, result: Mapping[str, Any], **arrays: Mapping[str
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record in `folder`, or None where none was committed."""
+    """The record in `folder`, or None where none was committed.
+
+    Raises:
+        BenchError: It is of another schema, damaged or foreign; names file, key and what was expected.
+    """
     path = folder / "result.json"
     if not path.exists():
         return None
-    try:
-        result = json.loads(path.read_text())
-    except ValueError as error:
-        raise BenchError(f"{path} is not a record: {error}; remove {folder} and rerun") from None
-    if result.get("schema") != SCHEMA_VERSION:
-        raise BenchError(
-            f"{path} has record schema {result.get('schema')}, this version reads {SCHEMA_VERSION}; rerun that cell"
-        )
-    return Record(folder, result)
+    schema = read_json(path, Versioned)["schema"]
+    if schema != SCHEMA_VERSION:
+        raise BenchError(f"{path} has record schema {schema}, this version reads {SCHEMA_VERSION}; rerun that cell")
+    return Record(folder, read_json(path, Latency if folder.parent.name == "latency" else Evaluation))
 
 
-def read_records(work_dirs: Iterable[Path | str], kind: Kind) -> list[Record]:
-    """All committed records of `kind` (evaluation, latency) below the work directories, by key."""
+def say_left_out(path: Path, reason: str) -> None:
+    """Name a record that cannot be read, on standard error."""
+    print(f"left out: {reason}", file=sys.stderr)
+
+
+def read_records(
+    work_dirs: Iterable[Path | str], kind: Kind, left_out: Callable[[Path, str], None] = say_left_out
+) -> list[Record]:
+    """All committed records of `kind` (evaluation, latency) below the work directories, by key.
+
+    Args:
+        work_dirs: The work directories.
+        kind: evaluation or latency.
+        left_out: Told of every folder whose record cannot be read, and why; by default on standard error.
+    """
     found: dict[str, Record] = {}
     for work_dir in work_dirs:
         root = record_folder(Path(work_dir), kind, "")
         if not Path(work_dir).is_dir():
             raise BenchError(f"{work_dir} is not a folder of results; run `bench.py run --work-dir {work_dir}` first")
         for folder in sorted(root.iterdir()) if root.is_dir() else ():
-            record = read_record(folder)
+            try:
+                record = read_record(folder)
+            except BenchError as error:
+                left_out(folder, str(error))
+                continue
             if record is not None:
                 found.setdefault(str(record.result["key"]), record)
     return [found[key] for key in sorted(found)]

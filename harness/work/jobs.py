@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def _time(specs: Sequence[LatencySpec], work_dir: Path, request: Mapping[str, An
 
 
 def _work_through(specs: Sequence[Spec], work_dir: Path, request: Mapping[str, Any], report: _Reporter) -> int:
+    from harness.compat.processes import told_by_worker
+
     failed = False
     for spec in specs:
         if _stop.is_set():
@@ -73,11 +76,18 @@ def _work_through(specs: Sequence[Spec], work_dir: Path, request: Mapping[str, A
         except StopRequested:
             return STOPPED
         except BenchError as error:
-            report({"error": str(error)})
+            report({"error": told_by_worker(error)})
+            failed = True
+        except OSError as error:
+            with suppress(OSError):
+                traceback.print_exc()
+            told = f"{error.filename or sys.argv[1]}: {error.strerror or error}"
+            report({"error": f"{told}; free space, or see to its permissions, and run again"})
             failed = True
         except Exception as error:  # noqa: BLE001  (the process boundary: every failure becomes a record)
-            traceback.print_exc()
-            report({"error": f"{type(error).__name__}: {error}"})
+            with suppress(OSError):  # a full disk
+                traceback.print_exc()
+            report({"error": f"{type(error).__name__}: {told_by_worker(error)}"})
             failed = True
     return STOPPED if _stop.is_set() else int(failed)
 
@@ -96,7 +106,7 @@ def _work(spec: Spec, work_dir: Path, request: Mapping[str, Any], report: _Repor
 
 
 class _Reporter:
-    """Writes progress lines, at most ten a second."""
+    """Writes progress lines, at most ten a second; an `error` and what is `told` always."""
 
     def __init__(self, descriptor: int, key: str) -> None:
         self.file = os.fdopen(descriptor, "w", buffering=1)
@@ -106,7 +116,7 @@ class _Reporter:
 
     def __call__(self, value: Mapping[str, Any]) -> None:
         now = time.monotonic()
-        if "error" in value or now - self.last > 0.1:
+        if value.keys() & {"error", "told"} or now - self.last > 0.1:
             self.last = now
             self.file.write(json.dumps({**value, "key": self.key}) + "\n")
 

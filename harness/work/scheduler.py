@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from harness.plan.units import LatencySpec, Spec, TrainSpec, to_plain
 from harness.store import artifacts, sources
 from harness.store.files import write_json
 from harness.store.records import read_record
-from harness.store.work_dir import failure_file, locked
+from harness.store.work_dir import failure_file, locked, set_aside
 from harness.work.jobs import STOPPED
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
@@ -43,7 +43,11 @@ class Task:
     """waiting, running, done, cached, stale (kept), failed, blocked, stopped."""
     reason: str = ""
     stale: tuple[str, ...] = ()
-    """Modules that have changed since a result was made."""
+    """What has changed since a result was made, or an unfinished training begun."""
+    damage: str = ""
+    """What is wrong with the files that are there: they are set aside, and the work is done anew."""
+    notes: list[str] = field(default_factory=list)
+    """What its reader must know: what was set aside and where, which damage was mended."""
     progress: Mapping[str, Any] = field(default_factory=dict)
     started: float = 0.0
     seconds: float = 0.0
@@ -51,6 +55,12 @@ class Task:
     @property
     def key(self) -> str:
         return self.spec.key
+
+    @property
+    def why(self) -> str:
+        """Why it is, or should be, done again; empty where nothing was there or all of it holds."""
+        more = f" and {len(self.stale) - 4} more" if len(self.stale) > 4 else ""
+        return self.damage or (f"changed since: {', '.join(self.stale[:4])}{more}" if self.stale else "")
 
     @property
     def finished(self) -> bool:
@@ -95,7 +105,7 @@ class Scheduler:
         command: The command line, for the records.
         notify: Called whenever a task's status or progress changes.
         timeout: Seconds after which a job is ended and counted as failed.
-        keep_stale: Keep results whose sources have changed since.
+        keep_stale: Keep results, and go on with trainings, that rest on other code or packages, or another device.
     """
 
     def __init__(
@@ -125,29 +135,39 @@ class Scheduler:
     def look(self, *, force: bool = False) -> None:
         """Find what is finished already; with `force`, forget it."""
         self.force = force
-        for task in self.tasks.values():
-            if task.status != "waiting":
-                continue
-            recorded = None if force else _finished_sources(self.work_dir, task.spec)
-            if recorded is None:
-                continue
-            task.stale = tuple(sources.changed(recorded))
-            if not task.stale:
-                task.status = "cached"
-            elif self.keep_stale:
-                task.status = "stale"
-            if task.finished:
-                self.notify(task)
         if force:
             return
+        for task in self.tasks.values():
+            if task.status == "waiting":
+                self._look_at(task)
+                if task.finished:
+                    self.notify(task)
         for task in self._ordered():
             inputs = [self.tasks[n] for n in task.needs if n in self.tasks]
             if task.status == "cached" and any(t.status not in ("cached", "stale") for t in inputs):
                 task.status, task.stale = "waiting", ("its inputs",)
                 self.notify(task)
 
+    def _look_at(self, task: Task) -> None:
+        """Whether a task is finished, and what has changed since; damage is noted, and mended when its turn comes."""
+        try:
+            found = _finished(self.work_dir, task.spec)
+            if found is None and isinstance(task.spec, TrainSpec):
+                begun = artifacts.begun(self.work_dir, task.key)
+                task.stale = () if begun is None else tuple(sources.changed(begun, self.device))
+        except BenchError as error:
+            task.damage = str(error)
+            return
+        if found is not None:
+            task.stale = tuple(sources.changed(found, self.device))
+            task.status = "cached" if not task.stale else "stale" if self.keep_stale else "waiting"
+
     def run(self) -> None:
         """Work until nothing can be done any more, or until asked to stop."""
+        for task in self.tasks.values():
+            if task.finished and isinstance(task.spec, TrainSpec):
+                with suppress(OSError):
+                    artifacts.drop_epochs(self.work_dir, task.key)  # a kill may have come between commit and this
         with self._signals():
             try:
                 while True:
@@ -155,7 +175,9 @@ class Scheduler:
                     if not self.stopping:
                         self._start()
                     if not self.running:
-                        break
+                        if self.stopping or not self._ready():
+                            break
+                        continue
                     closing = any(p.closed for p in self.running)
                     # asleep until a job speaks or ends: a busy parent would disturb what is being timed
                     select.select([p.pipe for p in self.running if not p.closed], [], [], 0.1 if closing else 1.0)
@@ -189,25 +211,38 @@ class Scheduler:
 
     def _start(self) -> None:
         timing = any(isinstance(p.tasks[0].spec, LatencySpec) for p in self.running)
-        ready = [
-            t
-            for t in self._ordered()
-            if t.status == "waiting" and all(self.tasks[n].finished for n in t.needs if n in self.tasks)
-        ]
+        ready = self._ready()
         work = [t for t in ready if not isinstance(t.spec, LatencySpec)]
         for task in work[: 0 if timing else self.jobs - len(self.running)]:
             self._launch([task])
         if not self.running and not work and ready:  # one job times everything: models are interleaved
             self._launch(ready)
 
+    def _ready(self) -> list[Task]:
+        """What waits for nothing but its turn."""
+        waiting = [t for t in self._ordered() if t.status == "waiting"]
+        return [t for t in waiting if all(self.tasks[n].finished for n in t.needs if n in self.tasks)]
+
     def _launch(self, tasks: list[Task]) -> None:
+        try:
+            for task in tasks:
+                self._make_room(task)
+            self.running.append(self._spawn(tasks))
+        except (BenchError, OSError) as error:
+            for task in tasks:
+                self._fail(task, f"could not be started: {error}")
+                self.notify(task)
+            return
+        for task in tasks:
+            task.status, task.started = "running", time.monotonic()
+            self.notify(task)
+
+    def _spawn(self, tasks: list[Task]) -> _Process:
         task = tasks[0]
-        for old in tasks:
-            self._forget(old)
         log = self.work_dir / "logs" / f"{task.key}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        read_end, write_end = os.pipe()
         threads = str(task.spec.threads)
+        read_end, write_end = os.pipe()
         environment = {
             **MALLOC,
             **os.environ,
@@ -220,17 +255,22 @@ class Scheduler:
         }
         if self.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        with log.open("wb") as output:
-            popen = subprocess.Popen(
-                [sys.executable, "-m", "harness.work.jobs", str(self.work_dir)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                pass_fds=(write_end,),
-                start_new_session=True,
-            )
-        os.close(write_end)
+        try:
+            with log.open("wb") as output:
+                popen = subprocess.Popen(
+                    [sys.executable, "-m", "harness.work.jobs", str(self.work_dir)],
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    pass_fds=(write_end,),
+                    start_new_session=True,
+                )
+        except OSError:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
         request = {
             "specs": [to_plain(t.spec) for t in tasks],
             "device": self.device,
@@ -244,18 +284,18 @@ class Scheduler:
         except BrokenPipeError:
             pass  # the job ended already; its exit status says why
         os.set_blocking(read_end, False)
-        self.running.append(_Process(tasks, popen, read_end, log))
-        for task in tasks:
-            task.status, task.started = "running", time.monotonic()
-            self.notify(task)
+        return _Process(tasks, popen, read_end, log)
 
-    def _forget(self, task: Task) -> None:
-        """Remove what is done again, so that only new work can count as done."""
+    def _make_room(self, task: Task) -> None:
+        """Set aside what is done again, so that only new work can count as done; begun trainings go on."""
         if isinstance(task.spec, TrainSpec):
-            if task.stale or self.force:
-                artifacts.discard(self.work_dir, task.key)
+            place, commit = artifacts.folder(self.work_dir, task.key), "artifact.json"
+            goes_on = not self.force and not task.damage and (self.keep_stale or not task.stale)
         else:
-            (task.spec.folder(self.work_dir) / "result.json").unlink(missing_ok=True)
+            place, commit, goes_on = task.spec.folder(self.work_dir), "result.json", True
+        if place.exists() and ((place / commit).exists() or not goes_on):
+            where = set_aside(self.work_dir, place)
+            task.notes.append(f"{task.why or 'made again'}; what was there is set aside in {where}")
 
     def _poll(self) -> None:
         for process in list(self.running):
@@ -275,6 +315,7 @@ class Scheduler:
     def _listen(self, process: _Process) -> None:
         for line in process.lines():
             task = self.tasks[line.pop("key")]
+            task.notes += line.pop("told", [])
             task.progress = {**task.progress, **line}
             self.notify(task)
 
@@ -284,32 +325,39 @@ class Scheduler:
         if self.timeout is not None and not timing and now - process.tasks[0].started > self.timeout:
             process.popen.kill()
             for task in process.tasks:
-                if _finished_sources(self.work_dir, task.spec) is None:
+                if not _is_finished(self.work_dir, task.spec):
                     task.progress = {"error": f"took longer than --timeout {self.timeout:g} s"}
         if self.stopping >= 2 or (self.stopping and not isinstance(process.tasks[0].spec, TrainSpec)):
             process.popen.kill()  # nothing half done is worth keeping
         elif self.stopping and process.asked is None:
             process.asked = now
             process.popen.send_signal(signal.SIGTERM)
+            for task in process.tasks:
+                task.notes.append("finishing its epoch, then leaving; a second Ctrl-C ends it at once")
+                self.notify(task)
 
     def _settle(self, task: Task, code: int, process: _Process) -> None:
-        failure = failure_file(self.work_dir, task.key)
-        if "error" not in task.progress and _finished_sources(self.work_dir, task.spec) is not None:
+        if "error" not in task.progress and _is_finished(self.work_dir, task.spec):
             task.status = "done"
-            failure.unlink(missing_ok=True)
-            if code == 0:
-                process.log.unlink(missing_ok=True)
+            with suppress(OSError):  # the next report looks for the result first
+                failure_file(self.work_dir, task.key).unlink(missing_ok=True)
+                if code == 0:
+                    process.log.unlink(missing_ok=True)
         elif code == STOPPED or (self.stopping and "error" not in task.progress):
             task.status, task.reason = "stopped", "stopped on request; run the same command again to go on"
         else:
-            how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
-            task.status, task.reason = (
-                "failed",
-                str(task.progress.get("error", f"the job ended with {how}; see {process.log}")),
-            )
-            write_json(
-                failure, {"key": task.key, "what": task.spec.label(), "reason": task.reason, "log": str(process.log)}
-            )
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
+            if -code == signal.SIGKILL:
+                how += ", most likely because memory ran out (--jobs 1 or a smaller stage.batch_size takes less)"
+            self._fail(task, str(task.progress.get("error", f"the job {how}; see {process.log}")), process.log)
+
+    def _fail(self, task: Task, reason: str, log: Path | None = None) -> None:
+        task.status, task.reason = "failed", reason
+        note = {"key": task.key, "what": task.spec.label(), "reason": reason, "log": str(log or "")}
+        try:
+            write_json(failure_file(self.work_dir, task.key), note)
+        except BenchError as error:  # the others may still fit
+            task.reason = f"{reason} ({error})"
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -336,13 +384,20 @@ def finish(
     return scheduler.tasks
 
 
-def _finished_sources(work_dir: Path, spec: Spec) -> Mapping[str, str] | None:
-    """The sources a finished result was made with; None where it is not finished."""
+def _finished(work_dir: Path, spec: Spec) -> Mapping[str, Any] | None:
+    """Description or record of a finished result; None where it is not finished.
+
+    Raises:
+        BenchError: It is damaged, foreign or of another schema.
+    """
     if isinstance(spec, TrainSpec):
-        description = artifacts.read(work_dir, spec.key)
-        return None if description is None else description["sources"]
+        return artifacts.read(work_dir, spec.key)
+    record = read_record(spec.folder(work_dir))
+    return None if record is None else record.result
+
+
+def _is_finished(work_dir: Path, spec: Spec) -> bool:
     try:
-        record = read_record(spec.folder(work_dir))
-    except BenchError:  # of another schema, or damaged: to be made again
-        return None
-    return None if record is None else record.result["sources"]
+        return _finished(work_dir, spec) is not None
+    except BenchError:
+        return False

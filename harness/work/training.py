@@ -7,10 +7,8 @@ that was killed and resumed gives the weights of an undisturbed one (same thread
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +22,7 @@ from mmengine.runner import Runner
 from safetensors.torch import save
 from torch.utils.data import DataLoader
 
-from harness.compat.checkpoints import AtomicCheckpointHook
+from harness.compat.checkpoints import AtomicCheckpointHook, checkpoints
 from harness.compat.memory import is_out_of_memory
 from harness.compat.precision import optim_wrapper
 from harness.compat.processes import runner_launch, unwrap, world_size
@@ -33,18 +31,22 @@ from harness.contract.declarations import Stage
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.registry import recognizer_class
 from harness.data.clips import ClipDataset, collate
-from harness.errors import BenchError, DataError, StopRequested
+from harness.errors import BenchError, CheckpointError, DataError, StopRequested
 from harness.layers.backbones import imagenet_state
+from harness.measure.evaluation import split_metric
 from harness.plan.building import build
 from harness.plan.pretraining import PRETRAINING
 from harness.plan.protocol import Protocol
 from harness.plan.units import TrainSpec, Weights, read_stage
 from harness.store import artifacts, sources
-from harness.store.files import write_atomically, write_json
+from harness.store.files import write_atomically
+from harness.store.work_dir import set_aside
 from harness.work.optimization import build_optimizer, schedulers
 from harness.work.stills import StillsDataset, StillsRecognizer
 
 Report = Callable[[Mapping[str, Any]], None]
+LARGEST = torch.finfo(torch.float32).max ** 0.5
+"""Beyond it the square of a weight overflows, so that no variance or norm of it can be taken."""
 
 
 def train(spec: TrainSpec, work_dir: Path, *, device: str, report: Report, stop: Callable[[], bool]) -> None:
@@ -54,8 +56,11 @@ def train(spec: TrainSpec, work_dir: Path, *, device: str, report: Report, stop:
         spec: What to train.
         work_dir: Root of the results.
         device: `cpu` or `cuda`.
-        report: Called about once a second with epoch, epochs, loss and eta_s.
+        report: Called about once a second with epoch, epochs, loss and eta_s; with `told` where something was mended.
         stop: Asked after every epoch; True raises StopRequested with the epoch saved.
+
+    Raises:
+        BenchError: It diverged, or ran out of memory; nothing is committed then.
     """
     stage = read_stage(spec.stage)
     videos = spec.data.open(None if spec.method == PRETRAINING else spec.fingerprint)
@@ -68,8 +73,9 @@ def train(spec: TrainSpec, work_dir: Path, *, device: str, report: Report, stop:
         )
     recognizer.set_stage(stage)
     folder = artifacts.folder(work_dir, spec.key)
-    made_with = sources.loaded(_described(work_dir, weights)["sources"] for weights in spec.weights if weights.key)
-    _forget_if_changed(folder / "run", made_with)
+    now = _rests_on(spec, work_dir, device)
+    _mend(work_dir, folder / "run", report)
+    midway = sources.changed(artifacts.begin(work_dir, spec.key, now), device)
     clock = _Clock(folder / "run" / "seconds.txt")
     runner = _runner(spec, stage, recognizer, videos, folder, device, report, stop, clock)
     with _failures_named(spec):
@@ -101,9 +107,11 @@ def train(spec: TrainSpec, work_dir: Path, *, device: str, report: Report, stop:
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "parameters": sum(p.numel() for p in recognizer.parameters()),
             "departures": list(stage.departures),
-            "sources": made_with | sources.loaded(),
+            "changed_midway": midway,
+            **now,
         },
     )
+    artifacts.drop_epochs(work_dir, spec.key)
 
 
 def _described(work_dir: Path, weights: Weights) -> dict[str, Any]:
@@ -113,13 +121,35 @@ def _described(work_dir: Path, weights: Weights) -> dict[str, Any]:
     return description
 
 
-def _forget_if_changed(run: Path, made_with: Mapping[str, str]) -> None:
-    """Start anew where the code has changed since an unfinished training began."""
-    mark = run / "sources.json"
-    if run.exists() and (not mark.exists() or sources.changed(json.loads(mark.read_text()))):
-        shutil.rmtree(run)
-    if not mark.exists():
-        write_json(mark, made_with)
+def _rests_on(spec: TrainSpec, work_dir: Path, device: str) -> dict[str, Any]:
+    """The code and the surroundings that shape this training."""
+    kind: sources.Kind = "stills" if spec.method == PRETRAINING else "training"
+    if spec.training["selection"] == "best-val":
+        kind = "evaluation"  # which chooses the weights
+    inputs = [_described(work_dir, weights)["sources"] for weights in spec.weights if weights.key]
+    return {"sources": sources.loaded(kind, inputs), "made_with": sources.made_with(device)}
+
+
+def _mend(work_dir: Path, run: Path, report: Report) -> None:
+    """Set damaged epochs aside, so that training goes on from the newest whole one, or begins anew."""
+    best = run / "best.safetensors"
+    if best.exists() and not _is_whole(best):  # no other epoch can tell what it was
+        where = set_aside(work_dir, run)
+        report({"told": [f"{best.name} is damaged: {where} holds what was there, and training begins this stage anew"]})
+    found = checkpoints(run)
+    while found and not _is_whole(found[-1]):
+        damaged = found.pop()
+        where = set_aside(work_dir, damaged)
+        goes_on = f"goes on from {found[-1].name}" if found else "begins this stage anew"
+        report({"told": [f"{damaged.name} is damaged: it is set aside in {where}, and training {goes_on}"]})
+
+
+def _is_whole(weights: Path) -> bool:
+    try:
+        artifacts.read_weights(weights)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _source_state(weights: Weights, work_dir: Path) -> dict[str, torch.Tensor]:
@@ -144,7 +174,7 @@ def _runner(
     loader = _loader(spec, stage, recognizer, videos, device)
     hooks: list[Hook] = [
         EpochSeedHook(seed=spec.seed, stage=stage.name),
-        _StageHook(stage.epochs, report, clock),
+        _StageHook(stage, report, clock),
         _StopHook(stop),
     ]
     if protocol.selection == "best-val":
@@ -159,7 +189,7 @@ def _runner(
         optim_wrapper=optim_wrapper(optimizer, protocol.dtype, device=device, clip_grad=clip),
         param_scheduler=schedulers(stage, len(loader)) or None,
         default_hooks={
-            "checkpoint": {"type": AtomicCheckpointHook, "interval": 1, "max_keep_ckpts": 1},
+            "checkpoint": {"type": AtomicCheckpointHook, "interval": 1, "max_keep_ckpts": 2},
             "logger": {"type": "LoggerHook", "interval": 20, "log_metric_by_epoch": True},
         },
         custom_hooks=hooks,
@@ -200,7 +230,7 @@ class _Clock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.before = float(path.read_text()) if path.exists() else 0.0
+        self.before = _number(path, 0.0)
         self.started = time.monotonic()
 
     def seconds(self) -> float:
@@ -214,12 +244,13 @@ class _Clock:
 
 
 class _StageHook(Hook):
-    """Tells the recognizer and the data the epoch, reports progress, refuses a loss that is not finite."""
+    """Tells the recognizer and the data the epoch, reports progress, ends a training that diverged."""
 
     priority = "NORMAL"
 
-    def __init__(self, epochs: int, report: Report, clock: _Clock) -> None:
-        self.epochs, self.report, self.clock = epochs, report, clock
+    def __init__(self, stage: Stage, report: Report, clock: _Clock) -> None:
+        self.stage, self.epochs, self.report, self.clock = stage, stage.epochs, report, clock
+        self.finite = torch.tensor(True)
         self.last = 0.0
         self.started: tuple[int, float] | None = None
 
@@ -233,23 +264,32 @@ class _StageHook(Hook):
         now = time.monotonic()
         if self.started is None:
             self.started = (runner.iter, now)
+        loss = torch.as_tensor(outputs["loss"]).detach()
+        self.finite = self.finite.to(loss.device) & torch.isfinite(loss).all()  # looked at later: no waiting for a GPU
         if now - self.last < 1.0:
             return
-        loss = float(outputs["loss"])
-        if not math.isfinite(loss):
-            raise BenchError(
-                f"the loss is {loss} in epoch {runner.epoch + 1}, iteration {runner.iter}; lower the learning rate"
-            )
+        self._check(runner)
         self.last = now
         done = runner.iter - self.started[0]
         eta = (now - self.started[1]) / done * (runner.max_iters - runner.iter - 1) if done else None
-        self.report({"epoch": runner.epoch + 1, "epochs": self.epochs, "loss": round(loss, 4), "eta_s": eta})
+        self.report({"epoch": runner.epoch + 1, "epochs": self.epochs, "loss": round(float(loss), 4), "eta_s": eta})
 
     def after_train_epoch(self, runner: Runner) -> None:
-        for name, parameter in unwrap(runner.model).named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise BenchError(f"{name} is not finite after epoch {runner.epoch + 1}; lower the learning rate")
+        self._check(runner)
+        for name, value in unwrap(runner.model).state_dict().items():
+            if value.is_floating_point() and not (value.abs() < LARGEST).all():
+                raise self._diverged(runner, f"{name} is not finite, or larger than {LARGEST:.0e}")
         self.clock.save()
+
+    def _check(self, runner: Runner) -> None:
+        if not self.finite:
+            raise self._diverged(runner, "a loss is not finite")
+
+    def _diverged(self, runner: Runner, what: str) -> BenchError:
+        return BenchError(
+            f"training diverged in stage {self.stage.name!r}, epoch {runner.epoch + 1} of {self.epochs}: {what}; "
+            f"lower the learning rate (--set stage.{self.stage.name}.lr=..., it is {self.stage.lr:g})"
+        )
 
 
 class _StopHook(Hook):
@@ -275,15 +315,21 @@ class _BestOnVal(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         model = unwrap(runner.model)
-        from harness.measure.evaluation import split_metric  # else every training would rest on its sources
-
         value = split_metric(model, self.videos, "val", device=self.device)
         model.train()
         mark = self.folder / "best.txt"
-        if not mark.exists() or value > float(mark.read_text()):
+        if value > _number(mark, -math.inf):
             state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
             write_atomically(self.folder / "best.safetensors", save(state))
             write_atomically(mark, f"{value}".encode())
+
+
+def _number(path: Path, otherwise: float) -> float:
+    """The number that a file holds; `otherwise` where it is not there, or damaged."""
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):
+        return otherwise
 
 
 @contextlib.contextmanager

@@ -83,6 +83,8 @@ def test_killed_runs_end_as_an_undisturbed_one(clips_csv: Path, undisturbed: Pat
     finish(clips_csv, tmp_path)
     assert {k: v for k, v in stamps(tmp_path).items() if k in committed} == committed
     assert outcome(tmp_path) == outcome(undisturbed)
+    assert not list(tmp_path.glob("artifacts/*/run/epoch_*")), "epochs outlived the artifact that they led to"
+    assert not (tmp_path / "aside").exists(), "a kill alone damages nothing and makes nothing stale"
     for path in undisturbed.glob("records/evaluation/*/per_video.npz"):
         with np.load(path) as one, np.load(tmp_path / path.relative_to(undisturbed)) as other:
             assert sorted(one) == sorted(other)

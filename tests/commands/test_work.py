@@ -73,6 +73,12 @@ def test_stages_survive_json() -> None:
         read_stage({"name": "s", "epoch": 2})
 
 
+DESCRIPTION = {
+    "method": "net", "stage": "main", "settings": {"num_classes": 2}, "recipe": {"epochs": 1}, "seconds": 1.0,
+    "samples": 8, "departures": [], "device": "cpu", "sources": {},
+}  # fmt: skip
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +89,7 @@ class Net(nn.Module):
 def test_artifacts_round_trip_and_refuse_changed_files(tmp_path: Path) -> None:
     net = Net()
     assert artifacts.read(tmp_path, "k") is None
-    artifacts.commit(tmp_path, "k", net.state_dict(), {"method": "net"})
+    artifacts.commit(tmp_path, "k", net.state_dict(), DESCRIPTION)
     other = Net()
     artifacts.load_into(other, artifacts.load_state(tmp_path, "k"))
     torch.testing.assert_close(other.state_dict(), net.state_dict())

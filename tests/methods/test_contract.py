@@ -7,11 +7,12 @@ Small size, random weights, noise for videos: nothing here is about accuracy.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from harness.contract.registry import method_card, method_cards, recognizer_clas
 from harness.contract.trace import Trace
 from harness.contract.values import plain
 from harness.measure.cost_table import CostTable, metered, whole_check
-from harness.plan.building import build_recognizer, constructor_settings, full_settings
+from harness.plan.building import build_recognizer, constructor_settings, full_settings, setting_defaults
 from harness.plan.suites import cells, suite
 from harness.plan.units import read_stage
 from harness.work.optimization import build_optimizer
@@ -133,6 +134,39 @@ def test_card_matches_class(method: str) -> None:
     assert set(card.settings) <= accepted
     assert {name for name, acts in card.knobs.items() if acts == "train"} <= accepted
     assert set(card.knobs.values()) <= {"train", "test"}
+
+
+def another(value: Any, hint: Any) -> Any:
+    """A value of a setting that is not this one."""
+    choices = [choice for choice in get_args(hint) if isinstance(choice, str)]
+    if choices:
+        return next(choice for choice in choices if choice != value)
+    return not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else [*value[:-1], 3]
+
+
+def test_settings_that_act_at_test_time_train_nothing(method: str) -> None:
+    """Initial weights, stages, their clips and their losses are those of every other value."""
+    cls = recognizer_class(method)
+    hints = {p.name: p.annotation for c in cls.__mro__ for p in inspect.signature(c.__init__).parameters.values()}
+    plain = build_recognizer(method, settings_of(method))
+    for name in cls.test_settings:
+        usual = settings_of(method)
+        value = {**setting_defaults(cls), **usual}[name]
+        changed = build_recognizer(method, {**usual, name: another(value, hints[name])})
+        drawn = build_recognizer(method, usual).state_dict()
+        torch.testing.assert_close(dict(changed.state_dict()), dict(drawn), rtol=0, atol=0)
+        plain.load_state_dict(drawn)
+        for size in method_card(method).sizes:
+            assert list(changed.recipe(size)) == list(plain.recipe(size)), name
+        for stage in own_stages(plain):
+            assert changed.clip_requests(stage=stage) == plain.clip_requests(stage=stage), name
+            found = []
+            for recognizer in (plain, changed):
+                recognizer.train()
+                recognizer.set_stage(stage)
+                torch.manual_seed(0)
+                found.append(losses_of(recognizer, stage).item())
+            assert found[0] == found[1], (name, stage.name)
 
 
 def test_operating_points(method: str) -> None:
