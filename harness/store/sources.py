@@ -56,6 +56,7 @@ SHAPES: Mapping[str, tuple[Kind, ...]] = {
     "harness.data": TRAINS,
     "harness.data.cards": NEVER,
     "harness.data.check": NEVER,
+    "harness.data.identity": NEVER,
     "harness.data.lists": NEVER,
     "harness.data.videos": NEVER,
     "harness.data.encode": DRAWS,

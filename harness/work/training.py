@@ -31,7 +31,7 @@ from harness.contract.declarations import Stage
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.registry import recognizer_class
 from harness.data.clips import ClipDataset, collate
-from harness.errors import BenchError, CheckpointError, DataError, StopRequested
+from harness.errors import BenchError, CheckpointError, StopRequested
 from harness.layers.backbones import imagenet_state
 from harness.measure.evaluation import split_metric
 from harness.plan.building import build
@@ -334,11 +334,9 @@ def _number(path: Path, otherwise: float) -> float:
 
 @contextlib.contextmanager
 def _failures_named(spec: TrainSpec) -> Iterator[None]:
-    """Out of memory is a result with a remedy, not a smaller batch; a broken video is named in one line."""
+    """Out of memory is a result with a remedy, not a smaller batch."""
     try:
         yield
-    except DataError as error:  # torch puts a worker's traceback before the text
-        raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
