@@ -306,6 +306,7 @@ def _group(records: Sequence[Record], latencies: Sequence[Record]) -> Group:
     if superseded:
         notes.append(f"{superseded} results of older versions are left out.")
     notes += _about_the_data([r.result["dataset"] for r in kept])
+    notes += _about_the_weights(kept)
     first = kept[0].result
     methods = _methods(kept, latencies)
     group = Group(first["dataset"]["title"], "", first["dataset"], first["protocol"], methods, notes)
@@ -335,6 +336,15 @@ def _about_the_data(datasets: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(contents) > len({fingerprint for fingerprint, _ in contents}):
         notes.append("The same pictures in other files (another encoder): results may differ in their last digits.")
     return notes
+
+
+def _about_the_weights(records: Sequence[Record]) -> list[str]:
+    """Of which methods the code, packages or device changed in mid-training."""
+    changed: dict[str, dict[str, None]] = defaultdict(dict)
+    for record in records:
+        for stage in record.result["training"]["stages"]:
+            changed[record.result["method"]["title"]] |= dict.fromkeys(stage.get("changed_midway", ()))
+    return [f"Changed while {title} was trained: {', '.join(what)}." for title, what in changed.items() if what]
 
 
 def _mixed(records: Sequence[Record]) -> list[str]:

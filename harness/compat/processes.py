@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from typing import Any
 
 import mmengine.device.utils as device_utils
@@ -55,13 +54,6 @@ def world_size() -> int:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return get_dist_info()[1]
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-
-
-def told_by_worker(error: Exception) -> str:
-    """An error's text; of one that a loader's worker raised without the traceback that torch puts into it."""
-    text = str(error)
-    found = re.match(r"Caught (\w+) in ", text)  # another type where the error's own takes more than a text
-    return text.rpartition(f"{found[1]}: ")[2].strip() if found else text
 
 
 def unwrap(model: nn.Module) -> Any:

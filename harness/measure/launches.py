@@ -49,6 +49,7 @@ def merged(launches: Sequence[Mapping[str, Any]], beside: str | None = None) -> 
         "device": {**first["device"], "clocks": {**first["clocks"], "after": last["clocks"]["after"]}},
         "dataset": first["dataset"],
         "sources": {name: value for launch in launches for name, value in launch["sources"].items()},
+        "made_with": first["made_with"],
     }
 
 

@@ -84,6 +84,7 @@ class _Point:
     settings: dict[str, Any]
     knob: str | None
     value: float | None
+    budget: float | None
 
 
 @dataclass(frozen=True)
@@ -125,17 +126,27 @@ class _Training:
 
 
 @dataclass(frozen=True)
+class _Cost:
+    table: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What a reader of an evaluation's result.json rests on."""
 
     key: str
     kind: Literal["evaluation"]
+    created: str
     method: _Method
     dataset: _DataSet
+    data: dict[str, Any]
     protocol: dict[str, Any]
     seed: int
+    artifact: str
+    checkpoint: str | None
     training: _Training
     points: list[_Point]
+    cost: _Cost
     provenance: dict[str, Any]
     sources: dict[str, str]
     per_video: File

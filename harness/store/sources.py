@@ -80,15 +80,23 @@ SHAPES: Mapping[str, tuple[Kind, ...]] = {
 }
 """Module or room -> kinds of results that it shapes; the longest name holds, packages of methods shape them all.
 Of the room `data` what cards, lists and checks decide is in the fingerprint."""
+ELSEWHERE = ("harness.measure.launches", "harness.work.timing_session", "harness.work.timing_worker")
+"""What shapes a latency in other processes than the one that times, or as `__main__`: no import there names it."""
 
 
 def loaded(kind: Kind, inputs: Iterable[Mapping[str, str]] = ()) -> dict[str, str]:
-    """Module name -> hash of its code: of what this process imported what shapes a result, and what its inputs have."""
+    """Module name -> hash of its code: of what this process imported what shapes a result, and what its inputs have.
+
+    Where an input was made by another code of a module than today's, that one counts: the result rests on it.
+    """
     packages = {"harness", *(card.module.partition(".")[0] for card in method_cards().values())}
     names = sorted(n for n in sys.modules if n.partition(".")[0] in packages and kind in _shapes(n))
     files = {name: getattr(sys.modules[name], "__file__", None) for name in names}
-    found = {name: value for rests_on in inputs for name, value in rests_on.items()}
-    return found | {name: _hash(Path(path)) for name, path in files.items() if path and _is_code(Path(path))}
+    found = {name: _hash(Path(path)) for name, path in files.items() if path and _is_code(Path(path))}
+    if kind == "latency":
+        found |= {name: str(_current(name)) for name in ELSEWHERE}
+    rested_on = (item for rests_on in inputs for item in rests_on.items())
+    return found | dict(sorted(rested_on, key=lambda item: item[1] != _current(item[0])))
 
 
 def made_with(device: str) -> dict[str, str]:

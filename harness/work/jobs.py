@@ -24,7 +24,7 @@ from typing import Any
 from harness.errors import BenchError, StopRequested
 from harness.measure.machine import at_work
 from harness.plan.units import EvalSpec, LatencySpec, Spec, TrainSpec, read_spec
-from harness.work.processes import die_with_parent, use_threads
+from harness.work.processes import die_with_parent, told_by_worker, use_threads
 
 STOPPED = 75
 _stop = threading.Event()
@@ -52,10 +52,18 @@ def _time(specs: Sequence[LatencySpec], work_dir: Path, request: Mapping[str, An
         report.key = key
         report(value)
 
+    def leave(*_: object) -> None:
+        raise StopRequested
+
     try:
+        signal.signal(signal.SIGTERM, leave)  # at once, but not without clearing up
+        if _stop.is_set():
+            return STOPPED
         went_well = time_all(
             specs, work_dir, command=request["command"], timeout=request["timeout"], report=tell
         )
+    except StopRequested:
+        return STOPPED
     except BenchError as error:  # of all: the lock, a full disk
         for spec in specs:
             tell(spec.key, {"error": str(error)})
@@ -64,8 +72,6 @@ def _time(specs: Sequence[LatencySpec], work_dir: Path, request: Mapping[str, An
 
 
 def _work_through(specs: Sequence[Spec], work_dir: Path, request: Mapping[str, Any], report: _Reporter) -> int:
-    from harness.compat.processes import told_by_worker
-
     failed = False
     for spec in specs:
         if _stop.is_set():

@@ -1,8 +1,9 @@
-"""What every process of a run does first: end with its parent, keep to its threads."""
+"""What every process of a run does first: end with its parent, keep to its threads; and how it tells an error."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,6 +26,13 @@ def use_threads(number: int) -> None:
 
     torch.set_num_threads(number)
     cv2.setNumThreads(number)
+
+
+def told_by_worker(error: Exception) -> str:
+    """An error's text; of one that a loader's worker raised without the traceback that torch puts into it."""
+    text = str(error)
+    found = re.match(r"Caught (\w+) in ", text)  # another type where the error's own takes more than a text
+    return text.rpartition(f"{found[1]}: ")[2].strip() if found else text
 
 
 def _watch(parent: int) -> None:

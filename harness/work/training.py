@@ -75,7 +75,8 @@ def train(spec: TrainSpec, work_dir: Path, *, device: str, report: Report, stop:
     folder = artifacts.folder(work_dir, spec.key)
     now = _rests_on(spec, work_dir, device)
     _mend(work_dir, folder / "run", report)
-    midway = sources.changed(artifacts.begin(work_dir, spec.key, now), device)
+    begun, known = artifacts.begin(work_dir, spec.key, now), sources.changed(now, device)
+    midway = [what for what in sources.changed(begun, device) if what not in known]
     clock = _Clock(folder / "run" / "seconds.txt")
     runner = _runner(spec, stage, recognizer, videos, folder, device, report, stop, clock)
     with _failures_named(spec):

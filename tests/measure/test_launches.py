@@ -39,6 +39,7 @@ def launch(ms=10.0, forwards=4, **changes):
         "device": {"name": "cpu", "kind": "cpu", "fingerprint": "f", "driver": None},
         "dataset": {"name": "glyphs", "fingerprint": "d"},
         "sources": {"harness.measure.latency": "abc"},
+        "made_with": {"device": "cpu", "torch": "2"},
         **changes,
     }
 

@@ -147,6 +147,8 @@ class Factory:
             "data": {"name": dataset, "fold": part if (part or "").startswith("fold=") else None},
             "protocol": protocol,
             "seed": seed,
+            "artifact": f"m{seed}",
+            "checkpoint": None,
             "initialisation": "stills",
             "training": {
                 "seconds": 61.0 + seed,

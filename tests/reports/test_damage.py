@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from typing import Any
+
 import pytest
 
+from harness.errors import BenchError
+from harness.store.records import read_record
 from reports.collect import collect
 from tests.reports.conftest import TSN, V2, Factory
 
@@ -34,3 +40,14 @@ def test_a_damaged_failure_note_is_named(text: str, factory: Factory) -> None:
     note.write_text(text)
     (failure,) = collect([factory.work_dir]).failures
     assert failure["what"] == note.stem and str(note) in failure["reason"]
+
+
+@pytest.mark.parametrize("key", ["data", "artifact", "created", "checkpoint", "cost", "points.0.budget"])
+def test_a_foreign_record_says_which_key_it_lacks(key: str, factory: Factory) -> None:
+    record = factory.evaluation(TSN)
+    result = copy.deepcopy(dict(record.result))
+    part: Any = result["points"][0] if "." in key else result
+    del part[key.rpartition(".")[2]]
+    (record.path / "result.json").write_text(json.dumps(result))
+    with pytest.raises(BenchError, match=f"{key} is missing"):
+        read_record(record.path)

@@ -43,3 +43,10 @@ def test_files_of_another_encoder_are_told_apart(tmp_path: Path) -> None:
 def test_what_the_weights_have_seen_is_disclosed(tmp_path: Path) -> None:
     told = "AdaFocus V1: the weights are the authors'."
     assert group_of(tmp_path, {}, {}, disclosures=[told]).disclosures.count(told) == 1
+
+
+def test_what_changed_in_mid_training_is_told(tmp_path: Path) -> None:
+    stages = [{"epochs": 1, "shared": False, "changed_midway": [*m]} for m in ([], ["harness.layers.crop"])]
+    training = {"seconds": 1.0, "own_seconds": 1.0, "samples": 8, "stages": stages, "departures": []}
+    told = f"Changed while {TSN.title} was trained: harness.layers.crop."
+    assert told in group_of(tmp_path, {}, {}, training=training).notes

@@ -59,6 +59,10 @@ SHAPES = {
     "harness.measure.cost_table": ("evaluation", "latency"),
     "harness.contract.exits": ("evaluation", "latency"),
     "harness.measure.latency": ("latency",),
+    "harness.measure.launches": ("latency",),
+    "harness.work.timing_session": ("latency",),
+    "harness.work.timing_worker": ("latency",),
+    "harness.work.processes": (),
     "harness.errors": (),
     "harness.contract.registry": (),
     "harness.store.records": (),
@@ -84,6 +88,19 @@ def test_pictures_shape_the_stills_alone() -> None:
 
 def test_what_inputs_rest_on_counts() -> None:
     assert sources.loaded("training", [{"harness.data.glyphs": "abc"}])["harness.data.glyphs"] == "abc"
+
+
+def test_what_the_weights_were_made_by_counts_and_not_the_code_of_today() -> None:
+    today, other = sources.loaded("training")["baselines.tsn"], "other"
+    for inputs in ([other], [other, today], [today, other]):
+        found = sources.loaded("evaluation", [{"baselines.tsn": value} for value in inputs])
+        assert found["baselines.tsn"] == other and sources.changed({"sources": found}, "cpu") == ["baselines.tsn"]
+
+
+def test_how_launches_are_ordered_and_joined_counts_without_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("harness.measure.launches", "harness.work.timing_session", "harness.work.timing_worker"):
+        monkeypatch.delitem(sources.sys.modules, name, raising=False)
+        assert name in sources.loaded("latency") and name not in sources.loaded("evaluation")
 
 
 def test_device_and_versions_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,17 +13,18 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from harness.compat.processes import told_by_worker
 from harness.data.clips import ClipDataset
 from harness.errors import BenchError, DataError, StopRequested
 from harness.plan.overrides import Overrides
 from harness.plan.planner import Planner
 from harness.plan.protocol import Protocol
 from harness.plan.units import DataSpec, TrainSpec
-from harness.store import artifacts
+from harness.store import artifacts, sources
+from harness.work.processes import told_by_worker
 from harness.work.training import train
 from tests.commands.conftest import clips_csv  # noqa: F401
 
+OTHER = {"harness.layers.resize": "other"}
 Told = list[Mapping[str, Any]]
 
 
@@ -109,6 +110,15 @@ def test_code_that_changed_midway_is_noted(spec: TrainSpec, tmp_path: Path) -> N
     trained(spec, tmp_path)
     description = artifacts.read(tmp_path, spec.key)
     assert description is not None and description["changed_midway"] == ["harness.layers.resize"]
+
+
+def test_inputs_of_other_code_are_no_change_midway(
+    spec: TrainSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "loaded", lambda *_: OTHER)
+    trained(spec, tmp_path)
+    description = artifacts.read(tmp_path, spec.key)
+    assert description is not None and description["sources"] == OTHER and description["changed_midway"] == []
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
