@@ -14,7 +14,17 @@ from harness.data.cards import SIZES, DatasetCard, dataset_card
 from harness.data.check import inspect
 from harness.data.lists import first_existing
 from harness.data.render import render
-from harness.data.videos import duplicates, listed, open_dataset, overlaps, require_classes, untrained, usable
+from harness.data.videos import (
+    copies_together,
+    duplicates,
+    listed,
+    open_dataset,
+    overlaps,
+    require_classes,
+    untrained,
+    usable,
+    with_held_out,
+)
 from harness.errors import FAILED, OK, UsageError, unknown
 
 
@@ -71,6 +81,8 @@ def check_set(name: str, found: Videos, *, full: bool, size: str, as_json: bool)
         print(f"{len(entries)} videos {how}, " + ", ".join(f"{len(found)} {what}" for what, found in shown.items()))
     if "train" in splits:
         require_classes(card, splits)
+        held, _ = usable(card, with_held_out(card, splits), infos, {p.id for p in problems})
+        require_classes(card, held if "calib" in splits else copies_together(held, contents))
     return FAILED if problems or refused else OK
 
 

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from harness.data.decode import DEFAULT_TEMPLATE, VideoInfo, count_frames, iterate, probe
+from harness.data.decode import DEFAULT_TEMPLATE, VideoInfo, count_frames, iterate, passing, probe
 from harness.data.identity import identified, sampled_names, stamp, whole_stamp
 from harness.data.lists import VideoEntry
 from harness.errors import BenchError, DataError
@@ -126,7 +128,10 @@ def _look(entry: VideoEntry, full: bool, template: str, cache: _Cache) -> VideoI
     if known is None:
         known = _probe(entry, template)
         if full and isinstance(known, VideoInfo):
-            known = _decode_whole(entry, template, known)
+            try:
+                known = _decode_whole(entry, template, known)
+            except DataError as error:  # which says nothing of the video
+                return reason_of(entry.path, error)
             cache.judge(entry, known)
         cache.put(entry, full, template, known)
     if full and isinstance(known, VideoInfo) and entry.frames not in (None, known.frames):
@@ -155,6 +160,8 @@ def _decode_whole(entry: VideoEntry, template: str, info: VideoInfo) -> VideoInf
             return info
         decoded = count_frames(entry.path)
     except DataError as error:
+        if passing(error.__cause__):
+            raise
         return reason_of(entry.path, error)
     return info if decoded == info.frames else f"decodes to {decoded} frames, its packets say {info.frames}"
 
@@ -162,6 +169,14 @@ def _decode_whole(entry: VideoEntry, template: str, info: VideoInfo) -> VideoInf
 def reason_of(path: Path, error: DataError) -> str:
     """What an error of a video says, without the path that it opens with."""
     return str(error).removeprefix(f"{path}: ").removeprefix(f"{path}/")
+
+
+@cache
+def _row() -> Any:
+    """What holds a row of the table against its types: stamp, whether all of it was decoded, what it is."""
+    from pydantic import TypeAdapter  # a tenth of a second, which `--help` need not wait for
+
+    return TypeAdapter(tuple[str, bool, VideoInfo])
 
 
 class _Cache:
@@ -172,24 +187,25 @@ class _Cache:
         roots = sorted({str(e.path.parent.absolute()) for e in entries})
         name = f"checked-{hashlib.sha256(os.fsencode(chr(10).join(roots))).hexdigest()[:12]}.json"
         self.path = folder / ".checked" / name if folder is not None else None
-        self.table: dict[str, list] = {}
+        self.table: dict[str, Any] = {}
         self.broken = _remembered(folder)
         self.changed = False
         try:
             stored = json.loads(self.path.read_text()) if self.path is not None else {}
-            self.table = stored["table"] if stored["version"] == CACHE_VERSION else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            self.table = {}
+            if stored["version"] == CACHE_VERSION and isinstance(stored["table"], dict):
+                self.table = stored["table"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pass
 
     def get(self, entry: VideoEntry, full: bool, template: str) -> VideoInfo | str | None:
         verdict = self.broken.get(str(entry.path.absolute()))
         if verdict is not None and verdict[0] == whole_stamp(entry.path):
             return None if full else verdict[1]  # a full check decodes it again
-        stored = self.table.get(self._key(entry, template))
-        if stored is None or (full and not stored[1]):
+        try:
+            marked, whole, info = _row().validate_python(self.table.get(self._key(entry, template)))
+        except ValueError:  # not there, or damaged
             return None
-        info = VideoInfo(**stored[2])
-        return info if stored[0] == self._stamp(entry, info, template) else None
+        return info if (whole or not full) and marked == self._stamp(entry, info, template) else None
 
     def put(self, entry: VideoEntry, full: bool, template: str, result: VideoInfo | str) -> None:
         if isinstance(result, str):  # a file that cannot be opened is looked at again

@@ -131,6 +131,8 @@ class ClipDataset(Dataset):
 
     def _whole(self, entry: VideoEntry) -> np.ndarray | None:
         """The whole video (N, H, W, 3), resized, where the split is cached."""
+        if not self.cache_bytes:
+            return None
         key = (str(entry.path), self._side, self.card.pipeline)
         if key in CACHE.videos:
             return CACHE.videos[key]
@@ -149,7 +151,7 @@ class ClipDataset(Dataset):
 
     def _fits(self) -> bool:
         """Whether the split will fit into this process's share of the memory, judged by its first video."""
-        if not self.cache_bytes or any(e.frames is None for e in self.entries):
+        if any(e.frames is None for e in self.entries):
             return False
         first = self._decode(self.entries[0], [0])[0]
         return sum(e.frames or 0 for e in self.entries) * first.nbytes <= self._limit()

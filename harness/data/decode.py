@@ -91,6 +91,11 @@ def probe(path: Path | str, *, template: str | None = None, frames: int | None =
     return info
 
 
+def passing(error: BaseException | None) -> bool:
+    """Whether a fault is the machine's and not the video's: memory, permissions, open files, a disk, the network."""
+    return isinstance(error, MemoryError | OSError) and not isinstance(error, FileNotFoundError)
+
+
 def frame_file(template: str, number: int) -> str:
     """File name of frame `number` (0-based) in a folder of frames."""
     return template.format(number + 1)
@@ -151,7 +156,7 @@ def read_jpeg(path: Path) -> np.ndarray:
     try:
         data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; run `bench.py data check`") from None
+        raise DataError(f"{path}: {error.strerror}; run `bench.py data check`") from error
     image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
     if image is None:
         raise DataError(f"{path}: {'not a readable image' if data.size else 'empty file'}; run `bench.py data check`")
@@ -192,7 +197,10 @@ def _decoded(path: Path, wanted: list[int], tally: Counter[str]) -> Iterator[tup
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its video stream; every error of FFmpeg becomes a DataError that names the file."""
+    """The container and its video stream; every error of FFmpeg becomes a DataError that names the file.
+
+    Its cause tells a broken video from a fault that passes (`passing`).
+    """
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -200,9 +208,9 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             yield container, stream
-    except (av.FFmpegError, ValueError) as error:
+    except (av.FFmpegError, ValueError) as error:  # FFmpeg's own for the system are OSError and MemoryError as well
         reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"{path}: cannot be decoded ({reason})") from None
+        raise DataError(f"{path}: cannot be decoded ({reason})") from error
 
 
 def _count(path: Path, container: InputContainer, stream: VideoStream) -> tuple[int, VideoFrame]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from harness.contract.values import plain
 from harness.data.cards import CSV_PREFIX, SIZES, DatasetCard, Pipeline, dataset_card
 from harness.data.check import Problem, describe, inspect, reason_of, remember_broken
-from harness.data.decode import VideoInfo
+from harness.data.decode import VideoInfo, passing
 from harness.data.lists import (
     CsvTable,
     VideoEntry,
@@ -107,8 +107,10 @@ class VideoSet:
                                  f"{other} (the split {b}); choose splits that have no video in common")
 
     def quarantine(self, entry: VideoEntry, error: DataError) -> DataError:
-        """Remember that decoding found `entry` broken; the error to raise, with the remedy."""
+        """Remember that decoding found `entry` broken, unless the fault passes; the error to raise, with the remedy."""
         reason = reason_of(entry.path, error)
+        if passing(error.__cause__):
+            return DataError(f"{entry.id}: {reason}; it may be whole: see to memory, rights and disk, then run again")
         text = f"{entry.id}: {reason}; repair it"
         if remember_broken(entry.path, reason, self.data_root):
             text += f", or run again with --allow-missing {len(self.missing) + 1}, which leaves it out for every method"
@@ -160,7 +162,7 @@ def open_dataset(
     if card.kind != "embedded":
         require_classes(card, splits)
     held_out = "calib" not in splits
-    splits = {s: v[:limit] for s, v in _with_held_out(card, splits).items()}
+    splits = {s: v[:limit] for s, v in with_held_out(card, splits).items()}
     infos: dict[str, VideoInfo] = {}
     problems: list[Problem] = []
     if check:
@@ -171,10 +173,12 @@ def open_dataset(
     splits, dropped = usable(card, splits, infos, {p.id for p in problems})
     contents = {i: info.content for i, info in infos.items()}
     if held_out:
-        splits = _copies_together(splits, contents)
+        splits = copies_together(splits, contents)
     for split, chosen in splits.items():
         if not chosen:
             raise DataError(f"{card.title}: the {split} split has no usable video left")
+    if limit is None:
+        require_classes(card, splits)
     _require_apart(card, splits, contents)
     used = {e.id for chosen in splits.values() for e in chosen}
     decoder = Counter(info.decoder_path for i, info in infos.items() if i in used)
@@ -343,11 +347,13 @@ def require_classes(card: DatasetCard, splits: Splits) -> None:
     names = untrained(card, splits)
     if names:
         shown = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
-        raise DataError(f"{card.title}: {len(names)} of {len(card.classes)} classes have no video in the train split: "
-                        f"{shown}; add some, or leave these classes out")
+        raise DataError(f"{card.title}: {len(names)} of {len(card.classes)} classes have no video in the train split "
+                        f"that is whole and no copy of a calibration video: {shown}; add some, or leave these classes "
+                        "out")
 
 
-def _with_held_out(card: DatasetCard, splits: Splits) -> Splits:
+def with_held_out(card: DatasetCard, splits: Splits) -> Splits:
+    """The four splits, `calib` held out of train where no list names it."""
     if "calib" not in splits:
         kept, held = hold_out(splits["train"])
         if not held:
@@ -358,7 +364,7 @@ def _with_held_out(card: DatasetCard, splits: Splits) -> Splits:
     return {s: splits[s] for s in SPLITS}
 
 
-def _copies_together(splits: Splits, contents: Mapping[str, str]) -> Splits:
+def copies_together(splits: Splits, contents: Mapping[str, str]) -> Splits:
     """Training videos that equal one that was held out join it."""
     held = {contents[e.id] for e in splits["calib"] if e.id in contents}
     joining = tuple(e for e in splits["train"] if contents.get(e.id) in held)

@@ -96,6 +96,9 @@ def test_cache_changes_nothing(videos: VideoSet) -> None:
     assert all(equal(cached[i], reference[i]) for i in range(3)) and len(CACHE.videos) == 3
     assert all(equal(cached[i], reference[i]) for i in range(3))
     assert CACHE.bytes == 3 * 9 * 128 * 171 * 3
+    for kept in CACHE.videos.values():
+        kept[:] = 0
+    assert all(equal(plain[i], reference[i]) for i in range(3)), "nothing comes from a cache that is off"
 
 
 def test_cache_keeps_to_its_limit(videos: VideoSet) -> None:

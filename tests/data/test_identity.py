@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 
+from harness.commands.data import check_set
+from harness.commands.options import Videos
 from harness.contract.declarations import ClipRequest
 from harness.data.check import check, inspect
 from harness.data.clips import ClipDataset
+from harness.data.decode import passing, read_jpeg
 from harness.data.lists import VideoEntry, read_csv
 from harness.data.videos import VideoSet, open_dataset
 from harness.errors import DataError, UsageError
@@ -208,3 +213,57 @@ def test_a_decode_error_in_training_quarantines_the_video(folder: Path) -> None:
     assert left.missing == [name] and left.fingerprint != videos.fingerprint
     data = ClipDataset(left, "train", (ClipRequest(4),), train=True, seed=0)
     assert len([data[i] for i in range(len(data))]) == len(videos.splits["train"]) - 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.EACCES, errno.EMFILE, errno.EIO])
+def test_a_fault_that_passes_brands_no_video(code: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos = opened(folder)
+    data = ClipDataset(videos, "train", (ClipRequest(4),), train=True, seed=0, cache_bytes=0)
+    entries = read_csv(folder / "labels.csv").entries
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.data.decode.av.open", lambda _: av.error.err_check(-code))
+        with pytest.raises(DataError, match=rf"^{videos.splits['train'][0].id}: .*it may be whole") as caught:
+            data[0]
+        assert "--allow-missing" not in str(caught.value)
+        assert len(check(entries, full=True, cache_dir=folder.parent / "data")) == len(entries)
+    assert opened(folder).missing == []
+
+
+def test_an_unreadable_frame_is_no_broken_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(DataError) as caught:
+        read_jpeg(folder / "00001.jpg")
+    assert passing(caught.value.__cause__)
+
+
+def test_a_class_whose_videos_are_copies_of_the_held_out_one_is_refused(folder: Path) -> None:
+    held = opened(folder).splits["calib"][0].id
+    label = int(held[1:3]) % 2
+    for row in ROWS[:8]:
+        name = row.partition(",")[0]
+        if int(name[1:3]) % 2 == label and name != held:
+            shutil.copy(folder / held, folder / name)
+    told = f"1 of 2 classes have no video in the train split .*: '{label}'"
+    with pytest.raises(DataError, match=told):
+        opened(folder)
+    with pytest.raises(DataError, match=told):
+        found = Videos(data_root=folder.parent / "data")
+        check_set(f"csv:{folder / 'labels.csv'}", found, full=False, size="tiny", as_json=True)
+    assert opened(folder, limit=6).untrained == [str(label)], "to try out; the record says so"
+
+
+@pytest.mark.parametrize("table", [[], 3, {"x": 1}, "rows"])
+def test_a_damaged_table_of_what_was_checked_is_no_end(table: object, folder: Path) -> None:
+    root, entries = folder.parent / "data", read_csv(folder / "labels.csv").entries
+    known, _ = inspect(entries, cache_dir=root)
+    (file,) = (root / ".checked").glob("checked-*.json")
+    stored = json.loads(file.read_text())
+    rows: list[object] = [[], 3, None, ["a", True], ["a", True, {}], ["a", False, {"frames": "x"}], {}, "text"]
+    damaged = dict.fromkeys(stored["table"])
+    damaged.update(zip(damaged, rows, strict=False))
+    file.write_text(json.dumps({**stored, "table": damaged if table == "rows" else table}))
+    assert inspect(entries, cache_dir=root) == (known, [])
+    assert json.loads(file.read_text())["table"].items() >= stored["table"].items(), "it is mended"
