@@ -55,7 +55,7 @@ def run(asked: Run, place: Place, videos: Videos, parts: Parts, *, as_json: bool
             break
         print("planned anew without the videos that could not be decoded", file=out)
         planned, skipped = anew
-        outcome = execute(wanted, planned, skipped, partial(Display, planned, out=out))
+        outcome = execute(replace(wanted, force=False), planned, skipped, partial(Display, planned, out=out))
     if as_json:
         print(json.dumps(plain(_summary(wanted, outcome)), indent=1))
     else:

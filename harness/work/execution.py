@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 from harness.errors import BenchError
@@ -12,7 +12,7 @@ from harness.plan.planner import Cell
 from harness.plan.request import Request, resolve
 from harness.plan.units import LatencySpec
 from harness.store.records import read_record
-from harness.store.work_dir import locked
+from harness.store.work_dir import failure_file, locked
 from harness.work.scheduler import Notify, Scheduler, Task
 
 Watch = Callable[[Mapping[str, Task]], AbstractContextManager[Notify]]
@@ -74,12 +74,19 @@ def execute(
 def replanned(request: Request, outcome: Outcome) -> tuple[list[Cell], dict[str, str]] | None:
     """The cells planned anew where a job found a broken video and `--allow-missing` leaves it out; else None.
 
-    All methods then see the set without it: what was trained on the larger one is another result.
+    All methods then see the set without it: what was trained on the larger one is another result. Notes of failures
+    that nobody will try again go. What was asked to stop is not planned anew.
     """
     failed = [cell for cell in outcome.cells if outcome.status(cell) in ("failed", "blocked")]
-    if request.allow_missing and any(_smaller(cell) for cell in failed):
-        return resolve(request)
-    return None
+    stopped = any(task.status == "stopped" for task in outcome.tasks.values())
+    if stopped or not request.allow_missing or not any(_smaller(cell) for cell in failed):
+        return None
+    cells, skipped = resolve(request)
+    again = {spec.key for cell in cells for spec in cell.specs}
+    for key in {spec.key for cell in failed for spec in cell.specs} - again:
+        with suppress(OSError):
+            failure_file(request.work_dir, key).unlink(missing_ok=True)
+    return cells, skipped
 
 
 def _smaller(cell: Cell) -> bool:

@@ -144,7 +144,7 @@ class Scheduler:
                     self.notify(task)
         for task in self._ordered():
             inputs = [self.tasks[n] for n in task.needs if n in self.tasks]
-            if task.status == "cached" and any(t.status not in ("cached", "stale") for t in inputs):
+            if task.status in ("cached", "stale") and any(t.status not in ("cached", "stale") for t in inputs):
                 task.status, task.stale = "waiting", ("its inputs",)
                 self.notify(task)
 
@@ -327,14 +327,16 @@ class Scheduler:
             for task in process.tasks:
                 if not _is_finished(self.work_dir, task.spec):
                     task.progress = {"error": f"took longer than --timeout {self.timeout:g} s"}
-        if self.stopping >= 2 or (self.stopping and not isinstance(process.tasks[0].spec, TrainSpec)):
+        leaves = timing or isinstance(process.tasks[0].spec, TrainSpec)
+        if self.stopping >= 2 or (self.stopping and not leaves):
             process.popen.kill()  # nothing half done is worth keeping
         elif self.stopping and process.asked is None:
             process.asked = now
             process.popen.send_signal(signal.SIGTERM)
-            for task in process.tasks:
-                task.notes.append("finishing its epoch, then leaving; a second Ctrl-C ends it at once")
-                self.notify(task)
+            what = "timings that are not finished are lost" if timing else "finishing its epoch, then leaving"
+            task = process.tasks[0]  # a session of timings is told of once
+            task.notes.append(f"{what}; a second Ctrl-C ends it at once")
+            self.notify(task)
 
     def _settle(self, task: Task, code: int, process: _Process) -> None:
         if "error" not in task.progress and _is_finished(self.work_dir, task.spec):

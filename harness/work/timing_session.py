@@ -11,12 +11,14 @@ import datetime
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from harness.measure.provenance import provenance
 from harness.plan.units import LatencySpec, to_plain
 from harness.store.records import commit_record
 
+SCRATCH = "focusbench-timing-"
 Report = Callable[[str, Mapping[str, Any]], None]
 """Key of a spec, and what is said of it."""
 Work = Callable[["Model", bool, int], Mapping[str, Any]]
@@ -73,13 +76,10 @@ def time_all(
 
     began = time.monotonic()
     limit = max(spec.quiet_wait_s for spec in specs)
-    with (
-        tempfile.TemporaryDirectory(prefix="focusbench-timing-") as scratch,
-        machine_lock(work_dir, patience_s=limit, on_wait=told) as beside,
-    ):
+    with machine_lock(work_dir, patience_s=limit, on_wait=told) as beside, _scratch_folder() as scratch:
         left = max(0.0, limit - (time.monotonic() - began)) if beside is None else 0.0
         gpu = visible_gpu() if specs[0].device.startswith("cuda") else None
-        run_session(models, Workers(work_dir, Path(scratch), timeout), Patience(left, gpu, told), report)
+        run_session(models, Workers(work_dir, scratch, timeout), Patience(left, gpu, told), report)
     for model in models:
         for spec in (s for s in model.specs if s.key not in model.failed):
             examined, launches = model.examined.get(spec.key, {}), model.launches[spec.key]
@@ -168,9 +168,12 @@ class Workers:
         alarm = threading.Timer(self.timeout, end) if self.timeout is not None else None
         if alarm is not None:
             alarm.start()
-        process.communicate(json.dumps(request).encode())
-        if alarm is not None:
-            alarm.cancel()
+        try:
+            process.communicate(json.dumps(request).encode())
+        finally:
+            process.kill()  # does nothing to one that has ended
+            if alarm is not None:
+                alarm.cancel()
         if out.exists():
             answers: Mapping[str, Any] = json.loads(out.read_text())
             return answers
@@ -178,6 +181,15 @@ class Workers:
         how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
         reason = f"took longer than --timeout {self.timeout:g} s" if late.is_set() else f"the launch ended with {how}"
         return {spec.key: {"error": reason} for spec in specs}
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A folder for what processes answer; killed sessions' go: only the holder of the machine's lock has one."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def record(

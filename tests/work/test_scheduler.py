@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from harness.contract.declarations import Stage
 from harness.contract.values import plain
 from harness.errors import BenchError
-from harness.plan.units import DataSpec, TrainSpec
+from harness.plan.units import DataSpec, LatencySpec, Spec, TrainSpec, Weights
 from harness.store import artifacts, sources
 from harness.work import scheduler as work
 from harness.work.scheduler import Scheduler, Task
@@ -25,7 +26,7 @@ JOB = """
 import json, os, signal, sys, time
 from pathlib import Path
 request = json.load(sys.stdin)
-stage = request["specs"][0]["stage"]["name"]
+stage = request["specs"][0].get("stage", {"name": "endless"})["name"]
 pipe = os.fdopen(int(os.environ["BENCH_PROGRESS"]), "w", buffering=1)
 if stage == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
@@ -53,6 +54,11 @@ def spec(stage: str = "main", seed: int = 0) -> TrainSpec:
     return TrainSpec("tsn", 1, {}, plain(Stage(stage, 1, 1, 0.1)), (), data, "f", seed, {"threads": 1}, "scratch")
 
 
+def timed(evaluation: str) -> LatencySpec:
+    data = DataSpec("glyphs", "data", "tiny")
+    return LatencySpec(evaluation, "tsn", "tiny", data, 0, point="full", batch=1, machine="m", device="cpu", options={})
+
+
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     """Builds a scheduler of these specs, whose jobs are `JOB`."""
@@ -61,7 +67,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     def stub(command: list[str], **kwargs: Any) -> Any:
         return popen([sys.executable, "-S", "-c", JOB, command[-1]], **kwargs)
 
-    def build(*specs: TrainSpec, **options: Any) -> Scheduler:
+    def build(*specs: Spec, **options: Any) -> Scheduler:
         monkeypatch.setenv("KEYS", ",".join(s.key for s in specs))
         path = artifacts.folder(tmp_path / "form", "k") / "artifact.json"
         artifacts.commit(tmp_path / "form", "k", {"w": torch.ones(1)}, DESCRIPTION)
@@ -184,10 +190,24 @@ def test_a_killed_job_mentions_memory(start: Start) -> None:
     assert task.status == "failed" and "signal 9" in task.reason and "memory" in task.reason
 
 
-def test_the_first_interrupt_is_answered_at_once(start: Start) -> None:
+@pytest.mark.parametrize(
+    ("endless", "what"),
+    [
+        ([spec("endless")], "finishing its epoch, then leaving"),
+        ([timed("a"), timed("b")], "timings that are not finished are lost"),
+    ],
+)
+def test_the_first_interrupt_is_answered_at_once(endless: list[Spec], what: str, start: Start) -> None:
     told: list[str] = []
-    scheduler = start(spec("endless"))
+    scheduler = start(*endless)
     scheduler.notify = lambda task: told.extend(f"{task.status}: {note}" for note in task.notes[len(told) :])
-    (task,) = done(scheduler)
-    assert told == ["running: finishing its epoch, then leaving; a second Ctrl-C ends it at once"]
-    assert task.status == "stopped"
+    assert {task.status for task in done(scheduler)} == {"stopped"}
+    assert told == [f"running: {what}; a second Ctrl-C ends it at once"]
+
+
+def test_what_is_kept_although_stale_is_made_again_with_its_inputs(start: Start, tmp_path: Path) -> None:
+    first = spec()
+    second = replace(spec(seed=1), weights=(Weights("", "", key=first.key),))
+    commit(tmp_path, second.key, **OTHER_CODE)
+    assert [task.status for task in done(start(first, second, keep_stale=True))] == ["done", "done"]
+    assert (tmp_path / "aside" / "artifacts" / f"{second.key}.1").is_dir()

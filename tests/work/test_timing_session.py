@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from harness.errors import BenchError
 from harness.measure.machine import Quiet
 from harness.plan.units import DataSpec, LatencySpec
 from harness.store.records import LATENCY_SCHEMA, read_record
-from harness.work import timing_session
+from harness.work import jobs, timing_session
 from harness.work.processes import use_threads
 from harness.work.timing_session import Model, Patience, Workers, by_model, record, run_session
 from tests.measure.test_launches import launch
@@ -92,6 +95,7 @@ def test_a_record_holds_every_key_of_the_schema(tmp_path: Path) -> None:
     assert written is not None
     assert set(written.result) == {name.partition(".")[0] for name in LATENCY_SCHEMA}
     assert written.result["compiled_share"] == 0.06
+    assert written.result["made_with"] == {"device": "cpu", "torch": "2"}
     assert written.result["disturbed"] == ["beside process 1"]
     assert written.result["options"] == {"min_seconds": 1.0, "launches": 3}
 
@@ -126,3 +130,21 @@ def test_threads_are_those_of_opencv_too() -> None:
     finally:
         torch.set_num_threads(before[0])
         cv2.setNumThreads(before[1])
+
+
+def test_a_session_that_is_stopped_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        assert len(list(tmp_path.glob("focusbench-timing-*"))) == 1, "what a killed session left is gone"
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    (tmp_path / "focusbench-timing-left" / "arrays").mkdir(parents=True)
+    monkeypatch.setattr(timing_session.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(timing_session, "run_session", stop)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        request = {"command": "bench.py run", "timeout": None}
+        assert jobs._time([spec("a", quiet_wait_s=0.0)], tmp_path, request, lambda _: None) == jobs.STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not list(tmp_path.glob("focusbench-timing-*"))
