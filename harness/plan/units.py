@@ -43,7 +43,7 @@ class DataSpec:
     pipeline: str = "harness"
 
     def __post_init__(self) -> None:
-        if self.name.startswith("csv:"):
+        if self.name.startswith("csv:") and self.name != "csv:":
             object.__setattr__(self, "name", f"csv:{os.path.abspath(self.name[4:])}")
         object.__setattr__(self, "data_root", os.path.abspath(self.data_root))
 
