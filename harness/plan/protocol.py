@@ -55,6 +55,10 @@ class Protocol:
             raise UsageError("the test split must not be the training split")
         if self.selection == "best-val" and self.test_split == "val":
             raise UsageError("best-val selection on the split that is tested would select on test")
+        names = [f"{budget:.2f}" for budget in self.budgets]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            told = f"{', '.join(twice)} twice; operating points go by two decimals, as in exit@{twice[0]}"
+            raise UsageError(f"protocol.budgets={self.budgets}: {told}")
 
 
 def split_roles(protocol: Protocol) -> dict[str, str]:

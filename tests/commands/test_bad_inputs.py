@@ -115,6 +115,7 @@ WRONG: list[tuple[str, str]] = [
     (f"{RUN} --set protocol.budgets=nan", "protocol.budgets"),
     (f"{RUN} --set protocol.budgets=[0.5,1e999]", "finite number"),
     (f"{RUN} --set protocol.budgets=2", "less than or equal to 1"),
+    (f"{RUN} --set protocol.budgets=[0.3,0.301,0.5]", "0.30 twice"),
     (f"{RUN} --set protocol.epoch_scale=0", "protocol.epoch_scale=0"),
     (f"{RUN} --set protocol.dtype=int8", "unknown protocol.dtype 'int8'"),
     (f"{RUN} --set protocol.views=two", "unknown protocol.views 'two'"),
