@@ -204,13 +204,15 @@ def compare(
 
     compare DIR_A DIR_B: every method and point that both folders hold, B minus A.
     """
+    from harness.commands.arguments import class_defaults
     from harness.contract.values import split_outside_brackets
     from harness.errors import UsageError
     from reports.compare import compare as compare_folders
     from reports.versus import versus
 
     if methods is not None:
-        found: Any = versus(split_outside_brackets(methods), work_dirs or [WORK_DIR], at=at)
+        names = split_outside_brackets(methods)
+        found: Any = versus(names, work_dirs or [WORK_DIR], at=at, defaults=class_defaults(names))
     elif work_dirs is None or len(work_dirs) != 2:
         raise UsageError("compare takes --methods A,B, or two folders of results")
     else:

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.contract.names import split_name
-from harness.contract.values import plain
+from harness.contract.declarations import EMPTY
+from harness.contract.names import split_name, stands_for
 from harness.errors import BenchError, UsageError, unknown
 from harness.measure.statistics import SIGNIFICANT, Effect, difference, holm
 from reports.claims import signed
@@ -90,7 +90,13 @@ class Answer:
         return {"pairs": pairs, "left_out": self.left_out}
 
 
-def versus(methods: Sequence[str], work_dirs: Sequence[Path], *, at: str = "gflops") -> Answer:
+def versus(
+    methods: Sequence[str],
+    work_dirs: Sequence[Path],
+    *,
+    at: str = "gflops",
+    defaults: Mapping[str, Mapping[str, Any]] = EMPTY,
+) -> Answer:
     """Compare every two of the methods wherever both were evaluated on the same videos.
 
     Args:
@@ -98,6 +104,7 @@ def versus(methods: Sequence[str], work_dirs: Sequence[Path], *, at: str = "gflo
             the report.
         work_dirs: Work directories of `bench.py run`.
         at: What is made equal: gflops, or latency (timings of one machine and setup).
+        defaults: Method -> settings that its class sets, which may be written out in a name.
 
     Raises:
         UsageError: fewer than two methods, one that is not there or not unique, or an unknown `at`.
@@ -109,16 +116,18 @@ def versus(methods: Sequence[str], work_dirs: Sequence[Path], *, at: str = "gflo
         raise UsageError("--methods takes two or more different methods: --methods adafocus-v2,tsn")
     groups = collect(work_dirs).groups
     for name in methods:
-        if not any(_matching(g, name) for g in groups):
+        if not any(_matching(g, name, defaults) for g in groups):
             raise unknown("method in these results", name, {m.about["name"] for g in groups for m in g.methods})
     pairs, left = [], []
     for folds in fold_sets(groups):
         for names in combinations(methods, 2):
-            curves = [_found(folds, name) for name in names]
+            curves = [_found(folds, name, defaults) for name in names]
             if not all(curves):
                 absent = ", ".join(n for n, c in zip(names, curves, strict=True) if not c)
                 left.append(f"{names[0]} with {names[1]} on {_title(folds)}: {absent} was not evaluated there")
                 continue
+            if all(a is b for a, b in zip(*curves, strict=True)):
+                raise UsageError(f"--methods: {names[0]!r} and {names[1]!r} are one method; name two different ones")
             try:
                 pairs.append(_pair(folds, names, curves, at))
             except BenchError as error:
@@ -231,9 +240,9 @@ def _latencies(names: Sequence[str], found: Sequence[Sequence[Method]]) -> tuple
     return costs, f"latency at batch {batch} on {setup}"
 
 
-def _found(folds: Sequence[Group], name: str) -> list[Method]:
+def _found(folds: Sequence[Group], name: str, defaults: Mapping[str, Mapping[str, Any]]) -> list[Method]:
     """The method of that name in every fold; empty where one lacks it."""
-    found = [_matching(group, name) for group in folds]
+    found = [_matching(group, name, defaults) for group in folds]
     for methods in found:
         if len(methods) > 1:
             labels = ", ".join(repr(m.label) for m in methods)
@@ -244,16 +253,12 @@ def _found(folds: Sequence[Group], name: str) -> list[Method]:
     return [methods[0] for methods in found] if all(found) else []
 
 
-def _matching(group: Group, text: str) -> list[Method]:
+def _matching(group: Group, text: str, defaults: Mapping[str, Mapping[str, Any]]) -> list[Method]:
     """Methods of a group by label, or by name and those settings that are given."""
     if by_label := [m for m in group.methods if m.label == text]:
         return by_label
-    name, settings = split_name(text)
-    return [
-        m
-        for m in group.methods
-        if m.about["name"] == name and all(m.about["settings"].get(k) == plain(v) for k, v in settings.items())
-    ]
+    own = defaults.get(split_name(text)[0], EMPTY)
+    return [m for m in group.methods if stands_for(text, m.about, own)]
 
 
 def _point(method: Method, name: str) -> Point:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness.contract.registry import method_card
+from harness.contract.names import split_name
+from harness.contract.registry import method_card, method_cards, recognizer_class
 from harness.contract.values import split_outside_brackets
 from harness.errors import UsageError
 from harness.plan.overrides import parse_sets
@@ -38,6 +39,19 @@ def method_names(text: str | None) -> tuple[str, ...]:
     if text is not None and not split_outside_brackets(text):
         raise UsageError(f"--methods {text!r} names no method")
     return tuple(dict.fromkeys(method_card(name).name for name in split_outside_brackets(text or "")))
+
+
+def class_defaults(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Method -> settings that its class sets, of the known methods among `names` that carry settings.
+
+    A record leaves these out, so that `harness.contract.names.stands_for` asks for them.
+    """
+    methods = {split_name(name)[0] for name in names if split_name(name)[1]} & method_cards().keys()
+    if not methods:
+        return {}
+    from harness.plan.building import setting_defaults  # imports torch, which plain names need not wait for
+
+    return {method: setting_defaults(recognizer_class(method)) for method in methods}
 
 
 def integers(option: str, text: str) -> tuple[int, ...]:

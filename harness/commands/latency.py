@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.commands.arguments import integers, resolve_device
+from harness.commands.arguments import class_defaults, integers, resolve_device
 from harness.commands.options import Place, TimingOptions
+from harness.contract.declarations import EMPTY
+from harness.contract.names import split_name, stands_for
 from harness.contract.registry import method_card
 from harness.contract.values import from_mapping
 from harness.errors import FAILED, OK, BenchError, UsageError, unknown
@@ -25,12 +27,17 @@ def latency(methods: Sequence[str], place: Place, timing: TimingOptions, *, as_j
     """Time finished evaluations of `methods` in the work directory."""
     methods = [method_card(method).name for method in methods]
     plan = _plan(timing)
-    records = [r for r in read_records([place.work_dir], "evaluation") if r.result["method"]["name"] in methods]
-    missing = set(methods) - {r.result["method"]["name"] for r in records}
-    if missing:
+    defaults = class_defaults(methods)
+    found = read_records([place.work_dir], "evaluation")
+    meant = {
+        name: [r for r in found if stands_for(name, r.result["method"], defaults.get(split_name(name)[0], EMPTY))]
+        for name in methods
+    }
+    if missing := [name for name in meant if not meant[name]]:
         raise BenchError(
             f"no finished evaluation of {', '.join(sorted(missing))} in {place.work_dir}; run `bench.py run` first"
         )
+    records = list({r.result["key"]: r for named in meant.values() for r in named}.values())
     device = resolve_device(place.device)
     specs = [
         spec

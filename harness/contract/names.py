@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.contract.values import literal, split_outside_brackets
+from harness.contract.values import plain, setting_value, split_outside_brackets
 from harness.errors import UsageError
 
 BASE = ("harness.contract.recognizer", "EfficientRecognizer")
@@ -42,8 +42,18 @@ def split_name(name: str) -> tuple[str, dict[str, Any]]:
             raise UsageError(f"method {name!r}: expected setting=value, not {part!r}{listed}")
         if key in settings:
             raise UsageError(f"method {name!r} gives {key!r} twice")
-        settings[key] = literal(value)
+        settings[key] = setting_value(value)
     return base.strip(), settings
+
+
+def stands_for(asked: str, method: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Whether a typed name means a recorded method (`name`, `settings`), with settings written out that it has anyway.
+
+    `defaults` are those that its class sets, which a record leaves out.
+    """
+    (base, wanted), (recorded, own) = split_name(asked), split_name(method["name"])
+    held, said = plain({**defaults, **method["settings"]}), plain(wanted)
+    return base == recorded and {*own} <= {*said} and all(k in held and held[k] == v for k, v in said.items())
 
 
 def written(settings: Mapping[str, Any]) -> str:
@@ -144,6 +154,6 @@ def _text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        plain = literal(value) == value and not set(value) & set("[](){},=")
-        return value if plain else repr(value)
+        bare = setting_value(value) == value and not set(value) & set("[](){},=")
+        return value if bare else repr(value)
     return repr(value).replace(" ", "")

@@ -44,6 +44,13 @@ def literal(text: str) -> Any:
         return text
 
 
+def setting_value(text: str) -> Any:
+    """A method's setting as typed: a `literal`, 8.0 as 8, which is the same setting."""
+    value = literal(text)
+    exact = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return int(value) if exact else value
+
+
 def split_outside_brackets(text: str, separator: str = ",", most: int = -1) -> list[str]:
     """The stripped, non-empty parts of `text` between separators outside brackets and quotes; at most `most` cuts."""
     parts, depth, quote = [""], 0, ""

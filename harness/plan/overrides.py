@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.contract.values import from_mapping, literal, split_outside_brackets
+from harness.contract.values import from_mapping, literal, setting_value, split_outside_brackets
 from harness.errors import UsageError
 from harness.plan.protocol import Protocol
 
@@ -40,7 +40,7 @@ def parse_sets(sets: Sequence[str] | None, epochs: int | None = None) -> tuple[O
         elif head == "stage":
             stages[rest] = literal(value)
         else:
-            settings[key] = literal(value)
+            settings[key] = setting_value(value)
     if "budgets" in protocol:
         budgets = protocol["budgets"]
         protocol["budgets"] = tuple(budgets) if isinstance(budgets, list | tuple) else (budgets,)

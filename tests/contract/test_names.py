@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.commands.arguments import method_names
+from harness.commands.arguments import class_defaults, method_names
 from harness.contract.declarations import InitFrom, ParamGroup, Stage
-from harness.contract.names import class_settings, split_name, written
+from harness.contract.names import class_settings, split_name, stands_for, written
 from harness.contract.registry import method_card, method_cards, recognizer_class
 from harness.data.cards import dataset_card
 from harness.errors import UsageError
@@ -53,6 +53,30 @@ def test_names_are_read_and_written_one_way() -> None:
     assert method_card(card.name) == card
     assert method_card("adafocus-v2[]") == method_card("adafocus-v2")
     assert recognizer_class(card.name) is recognizer_class("adafocus-v2")
+
+
+def test_names_stand_for_what_was_recorded() -> None:
+    usual = {"name": "adafocus-v2", "settings": {"frames": 8}}
+    varied = {"name": "adafocus-v2[random_pass=false]", "settings": {"frames": 8, "random_pass": False}}
+    defaults = class_defaults(["adafocus-v2[random_pass=true]", "tsn"])
+    assert set(defaults) == {"adafocus-v2"}
+    for name, found in {
+        "adafocus-v2": [usual],
+        "adafocus-v2[random_pass=true]": [usual],
+        "adafocus-v2[frames=8]": [usual],
+        "adafocus-v2[random_pass=false]": [varied],
+        "adafocus-v2[random_pass=false,frames=8]": [varied],
+        "adafocus-v2[frames=9]": [],
+        "tsn": [],
+    }.items():
+        assert [m for m in (usual, varied) if stands_for(name, m, defaults["adafocus-v2"])] == found, name
+
+
+def test_whole_numbers_are_one_setting() -> None:
+    assert method_card("tsn[frames=16.0]").name == "tsn[frames=16]"
+    assert parse_sets(["frames=16.0"])[0] == parse_sets(["frames=16"])[0]
+    one, other = (planner().cell(f"tsn[frames={n}]", 0) for n in ("16", "16.0"))
+    assert one.evaluation.key == other.evaluation.key
 
 
 def test_a_variant_may_be_varied() -> None:

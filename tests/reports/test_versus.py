@@ -103,6 +103,21 @@ def test_what_is_missing_or_ambiguous_is_named(factory):
     assert versus(["ar-net[patch=16]", "tsn"], dirs).pairs[0].a == "ar-net[patch=16]"
 
 
+def test_settings_of_names_may_be_written_out(factory):
+    usual, varied = (
+        dataclasses.replace(V2, settings={"frames": 8}),
+        dataclasses.replace(V2, name="adafocus-v2[random_pass=false]", settings={"frames": 8, "random_pass": False}),
+    )
+    dirs = evaluated(factory, [usual, varied], seeds=1)
+    names = ["adafocus-v2[frames=8,random_pass=true]", "adafocus-v2[random_pass=false]"]
+    (pair,) = versus(names, dirs, defaults={"adafocus-v2": {"random_pass": True}}).pairs
+    assert (pair.a, pair.b) == tuple(names)
+    with pytest.raises(UsageError, match="unknown method in these results"):
+        versus(["adafocus-v2[random_pass=true]", "tsn"], dirs)
+    with pytest.raises(UsageError, match="are one method"):
+        versus(["adafocus-v2[frames=8]", "adafocus-v2"], dirs)
+
+
 def test_other_data_are_not_compared(factory):
     evaluated(factory, [TSN], fingerprint="one")
     dirs = evaluated(factory, [V2], fingerprint="two")
