@@ -14,6 +14,7 @@ from harness.data.lists import unlike
 from harness.errors import OK, BenchError, UsageError
 from harness.plan.building import build_recognizer
 from harness.plan.overrides import parse_sets
+from harness.plan.planner import check_overrides
 from harness.plan.protocol import split_roles
 from harness.plan.units import DataSpec, EvalSpec
 from harness.store import artifacts
@@ -35,14 +36,16 @@ def evaluate(
 ) -> int:
     """Evaluate the artifact in or around `checkpoint` on a data set."""
     weights, artifact = artifacts.located(checkpoint)
-    overrides, protocol = parse_sets(sets)
+    overrides, protocol = parse_sets([f"protocol.pipeline={artifacts.pipeline_of(artifact)}", *(sets or ())])
     if overrides.stages or any("." in key for key in overrides.settings):
         raise UsageError("eval trains nothing: --set takes SETTING=VALUE and protocol.FIELD=VALUE here")
+    check_overrides(overrides, [artifact["method"]])
     protocol = protocol if parts.limit is None else replace(protocol, limit=parts.limit)
     size = artifacts.size_of(artifact)
     whole = {**asdict(found), **asdict(parts), "data_root": str(found.data_root), "limit": protocol.limit}
     data = DataSpec(dataset, size=size, pipeline=protocol.pipeline, **whole)
     videos = data.open()
+    artifacts.require_resolution(checkpoint, artifact, videos.card.title, videos.resolution)
     made = {k: v for k, v in artifact.get("training", {}).items() if k in ("train_split", "selection")}
     videos.refuse_overlap(**split_roles(replace(protocol, **made)))
     different = unlike(artifact["settings"]["num_classes"], artifact.get("classes") or (), videos.card.classes)

@@ -23,7 +23,7 @@ from harness.contract.groups import Positive, check
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.registry import method_card
 from harness.contract.trace import Trace
-from harness.data.cards import CARDS, CSV_PREFIX, DatasetCard, Geometry, dataset_card
+from harness.data.cards import CARDS, CSV_PREFIX, DatasetCard, Geometry, Pipeline, dataset_card
 from harness.data.clips import ClipDataset, collate
 from harness.data.decode import VideoInfo, iterate, probe
 from harness.data.lists import VideoEntry, first_existing, read_classes, read_csv, require_printable, unlike
@@ -88,7 +88,7 @@ def predict(
     chosen = _point(recognizer, point, settings or {}, _recorded_points(weights, artifact, work_dir))
     requests = recognizer.clip_requests(chosen.settings)
 
-    card = replace(card, templates=(_template(video, card),))
+    card = replace(card, templates=(_template(video, card),), pipeline=artifacts.pipeline_of(artifact))
     info = probe(video, template=card.template)
     if info.frames < card.min_frames:
         raise DataError(f"{video}: has {info.frames} frames, {card.title} takes videos of at least {card.min_frames}")
@@ -110,7 +110,7 @@ def predict(
     meta = item["data_samples"].metainfo
     longest = max(requests, key=lambda r: r.frames).name
     glanced = {n for name, numbers in meta["frame_indices"].items() if name != longest for n in numbers}
-    crop = _crop(info, card.geometry[size])
+    crop = _crop(info, card.geometry[size], card.pipeline)
     if crop.height * crop.width < info.height * info.width / 3:
         seen = f"{crop.width:.0f} x {crop.height:.0f} of {info.width} x {info.height} pixels"
         notes.append(f"the test pipeline of {card.title} shows the method only {seen}")
@@ -164,7 +164,7 @@ def _card(
     if dataset and trained and dataset != trained and not (dataset.startswith(CSV_PREFIX) and
                                                            trained.startswith(CSV_PREFIX)):
         raise UsageError(f"{checkpoint} was trained on {trained}; --dataset {dataset} would name its classes wrongly")
-    size, resolution = artifacts.size_of(artifact), artifact["settings"].get("resolution", 224)
+    size, resolution = artifacts.size_of(artifact), artifacts.resolution_of(artifact)
     name = dataset or trained
     if name is None:
         geometry = replace(PLAIN_GEOMETRY, resize=round(resolution * 8 / 7), crop=resolution)
@@ -172,10 +172,7 @@ def _card(
         note = f"no data set is known: shorter side {geometry.resize}, centre {resolution} pixels; see --dataset"
         return card, [note]
     card = dataset_card(name)
-    if card.geometry[size].crop != resolution:
-        raise UsageError(
-            f"{checkpoint} takes frames of {resolution} px, {card.title} gives {card.geometry[size].crop} px"
-        )
+    artifacts.require_resolution(checkpoint, artifact, card.title, card.geometry[size].crop)
     if name.startswith(CSV_PREFIX):
         path = Path(name.removeprefix(CSV_PREFIX))
         needed = dataset or (path.is_file() and not artifact.get("classes"))
@@ -205,11 +202,18 @@ def _class_names(
 
 
 def _recorded_points(weights: Path, artifact: Mapping[str, Any], work_dir: Path | None) -> list[OperatingPoint]:
-    """Operating points of this checkpoint's evaluations, the newest first."""
+    """Operating points of this checkpoint's evaluations with its own settings, the newest first.
+
+    Methods that differ in test-time settings share one artifact, and thresholds of one hold for no other.
+    """
     home = weights.parents[2] if weights.parent.parent.name == "artifacts" else None
     folders = [f for f in dict.fromkeys((home, work_dir)) if f is not None and f.is_dir()]
     keys = {f"file:{artifact['weights']['sha256'][:16]}", artifact.get("key")}
-    found = [r.result for r in read_records(folders, "evaluation") if r.result["artifact"] in keys]
+    found = [
+        r.result
+        for r in read_records(folders, "evaluation")
+        if r.result["artifact"] in keys and r.result["method"]["settings"] == artifact["settings"]
+    ]
     found.sort(key=lambda r: str(r["created"]), reverse=True)
     return [
         OperatingPoint(p["name"], p["settings"], p["knob"], p["value"], p["budget"]) for r in found for p in r["points"]
@@ -279,9 +283,10 @@ def _given(numbers: Sequence[int], trace: Trace, glanced: set[int], crop: Box) -
     return sorted(found, key=lambda frame: frame.number)
 
 
-def _crop(info: VideoInfo, geometry: Geometry) -> Box:
+def _crop(info: VideoInfo, geometry: Geometry, pipeline: Pipeline) -> Box:
     """The test crop in pixels of the video."""
-    height, width = resize_short(np.empty((info.height, info.width, 3), dtype=np.uint8), geometry.resize).shape[:2]
+    stored = np.zeros((info.height, info.width, 3), dtype=np.uint8)
+    height, width = resize_short(stored, geometry.resize, pipeline).shape[:2]
     top, left, h, w = draw_test(geometry, height, width).box
     down, across = info.height / height, info.width / width
     return Box(top * down, left * across, h * down, w * across)

@@ -168,6 +168,22 @@ def size_of(description: Mapping[str, Any]) -> str:
     return size or ("tiny" if description["settings"].get("resolution", 224) < 200 else "paper")
 
 
+def resolution_of(description: Mapping[str, Any]) -> int:
+    """Side of the frames it takes, in pixels."""
+    return int(description["settings"].get("resolution", 224))
+
+
+def pipeline_of(description: Mapping[str, Any]) -> Any:
+    """How the frames it was trained on became crops (`Protocol.pipeline`); `harness` where nothing is said."""
+    return description.get("pipeline", "harness")
+
+
+def require_resolution(checkpoint: Path, description: Mapping[str, Any], title: str, side: int) -> None:
+    """Raise UsageError where the data set called `title` does not give the frames that a checkpoint takes."""
+    if side != resolution_of(description):
+        raise UsageError(f"{checkpoint} takes frames of {resolution_of(description)} px, {title} gives {side} px")
+
+
 def read_weights(path: Path | str) -> dict[str, Tensor]:
     """Tensors of a weights file: .safetensors, or a torch file of tensors only (never unpickles code)."""
     import torch

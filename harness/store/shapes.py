@@ -45,6 +45,7 @@ class Artifact:
     sources: dict[str, str]
     size: str | None = None
     classes: list[str] | None = None
+    pipeline: Literal["harness", "authors"] = "harness"
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ def train(spec: TrainSpec, work_dir: Path, *, device: str, report: Report, stop:
             "fingerprint": spec.fingerprint,
             "dataset": spec.data.name,
             "size": spec.data.size,
+            "pipeline": spec.data.pipeline,
             "classes": list(videos.card.classes),
             "seed": spec.seed,
             "training": spec.training,

@@ -170,6 +170,18 @@ def evaluated(*classes: str) -> Case:
     return case
 
 
+def evaluated_otherwise(*options: str, resolution: int = 112) -> Case:
+    """The evaluation of a fitting checkpoint that takes frames of this side, with these options."""
+
+    def case(folder: Path) -> list[str]:
+        made(folder.parent / "other", "tsn", classes=2, resolution=resolution, size="tiny")
+        place = ["--work-dir", str(folder.parent / "w"), "--data-root", str(folder.parent / "data"), "--device", "cpu"]
+        line = ["eval", "--checkpoint", str(folder.parent / "other"), "--dataset", f"csv:{folder / 'labels.csv'}"]
+        return [*line, *place, *options]
+
+    return case
+
+
 def predicted(make: Callable[[Path], Path], *options: str) -> Case:
     """One video through a checkpoint."""
 
@@ -284,6 +296,10 @@ CASES: dict[str, tuple[Case, str]] = {
     "an unknown split of a protocol": (planned("calib_split=tset"), "tset"),
     "classes in another order": (evaluated("red", "blue"), r"the same names in another order: class 0 is 'red' to the"),
     "other classes": (evaluated("cat", "dog"), r"other names: class 0 is 'cat' to the checkpoint, 'blue' in the data"),
+    "frames of another resolution": (evaluated_otherwise(resolution=64), r"takes frames of 64 px, .* gives 112 px"),
+    "a resolution of an evaluation": (
+        evaluated_otherwise("--set", "resolution=64"), r"--set resolution: the data set fixes"),
+    "a mean of an evaluation": (evaluated_otherwise("--set", "mean=[0,0,0]"), r"--set mean: the data set fixes"),
     "class names of another set": (
         predicted(lambda f: f / "g" / "00.mp4", "--dataset", "csv:{folder}/labels.csv"), r"class 0 is 'cat' to the"),
     "prediction of a narrow video": (predicted(narrow), r"narrow\.mp4: 2 x 1024 pixels"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from harness.store.records import commit_record
 from reports import overlay
 from tests.commands.conftest import bench, write_clip
 from tests.commands.test_commands import artifact
+from tests.reports.conftest import V2, Factory
 
 CLASSES = ("red", "blue", "green")
 
@@ -53,7 +55,7 @@ def made(folder: Path, method: str, *, classes: int = 10, resolution: int = 64, 
     model = build_recognizer(method, settings, seed=1)
     if method == "adafocus-v2":
         torch.nn.init.normal_(model.policy.fc.weight, std=2.0)  # far from the centre
-    common = {"method": method, "stage": "main", "size": "tiny", "settings": settings}
+    common = {"method": method, "stage": "main", "size": "tiny", "settings": settings, "sources": {}}
     artifacts.write(folder, model.state_dict(), common | description)
     return folder
 
@@ -78,7 +80,8 @@ def test_it_agrees_with_the_evaluation_pipeline(clip: Path, checkpoint: Path) ->
     assert found.given[step].rank == 1
     assert found.given[step].boxes[0] == Box(64 * top, 16 + 64 * left, 64 * height, 64 * width)
     assert set(found.seconds) == {"decode", "transform", "transfer", "model"}
-    assert found.seconds["model"] > 0 and found.frames_decoded == 8
+    assert found.seconds["model"] > 0
+    assert found.frames_decoded == 23, "all frames up to the last that is asked for"
 
 
 def test_a_forced_exit_leaves_frames_out(clip: Path, checkpoint: Path) -> None:
@@ -93,16 +96,41 @@ def test_a_forced_exit_leaves_frames_out(clip: Path, checkpoint: Path) -> None:
 
 def test_calibrated_points_come_from_the_records_of_the_checkpoint(clip: Path, tmp_path: Path) -> None:
     folder = made(tmp_path / "w" / "artifacts" / "K", "adafocus-v2", dataset="glyphs", key="K")
+    own = artifacts.located(folder)[1]["settings"]
     with pytest.raises(UsageError, match="bench.py eval"):
         predict(clip, folder, point="exit@0.5")
-    never = [1e8] * 5 + [-1e8] * 3
-    point = {"name": "exit@0.50", "knob": "exit", "value": 0.5, "budget": 0.5, "settings": {"thresholds": never}}
-    for key, owner, created in (("a", "K", "2026-01-02"), ("b", "other", "2026-01-03"), ("c", "K", "2026-01-01")):
-        settings = {"thresholds": never if key == "a" else [-1e8] * 8}
-        result = {"key": key, "artifact": owner, "created": created, "points": [{**point, "settings": settings}]}
-        commit_record(tmp_path / "w" / "records" / "evaluation" / key, result)
+    never, at_once = [1e8] * 5 + [-1e8] * 3, [-1e8] * 8
+    for key, owner, created, settings in (
+        ("a", "K", "2026-01-02", own),
+        ("b", "other", "2026-01-03", own),
+        ("c", "K", "2026-01-01", own),
+        ("d", "K", "2026-01-04", {**own, "exit_score": "logit"}),
+    ):
+        recorded(tmp_path / "w", key, owner, created, settings, never if key == "a" else at_once)
     for name in ("exit@0.50", "exit@0.5"):
         assert predict(clip, folder, point=name).exit_step == 5
+
+
+def recorded(
+    work_dir: Path, key: str, artifact: str, created: str, settings: dict[str, Any], thresholds: list[float]
+) -> None:
+    """An evaluation of `artifact` that found these thresholds for half the cost."""
+    fake = replace(V2, settings=settings, curve=[])
+    result = Factory(work_dir.parent / "whole").evaluation(fake).result
+    found = {"name": "exit@0.50", "knob": "exit", "value": 0.5, "budget": 0.5, "settings": {"thresholds": thresholds}}
+    changes = {"key": key, "artifact": artifact, "created": created, "points": [{**result["points"][0], **found}]}
+    commit_record(work_dir / "records" / "evaluation" / key, {**result, **changes})
+
+
+def test_frames_are_prepared_as_in_training(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    write_mp4(tmp_path / "a.mp4", (rng.integers(0, 256, (180, 320, 3), dtype=np.uint8) for _ in range(8)), 8)
+    plain, authors = (
+        predict(tmp_path / "a.mp4", made(tmp_path / name, "tsn", classes=27, resolution=112, **described), top=27)
+        for name, described in {"p": {"dataset": "jester"}, "a": {"dataset": "jester", "pipeline": "authors"}}.items()
+    )
+    assert {c.index: c.probability for c in plain.classes} != {c.index: c.probability for c in authors.classes}
+    assert plain.crop.width == pytest.approx(112 * 320 / 228) and authors.crop.width == pytest.approx(112 * 320 / 227)
 
 
 def test_settings_of_points_are_checked(clip: Path, checkpoint: Path) -> None:
@@ -169,7 +197,8 @@ def test_checkpoints_that_do_not_fit_are_named(clip: Path, checkpoint: Path, tmp
     (folder / "model.safetensors").write_bytes(b"changed")
     with pytest.raises(CheckpointError, match="was changed"):
         predict(clip, folder)
-    artifacts.write(tmp_path / "p", {}, {"method": "pretraining", "stage": "stills", "settings": {}})
+    artifacts.write(tmp_path / "p", {}, {"method": "pretraining", "stage": "stills", "settings": {"num_classes": 4},
+                                              "sources": {}})
     with pytest.raises(UsageError, match="holds a backbone"):
         predict(clip, tmp_path / "p")
 

@@ -71,6 +71,14 @@ def test_only_the_weights_stay(spec: TrainSpec, undisturbed: Path) -> None:
     assert description["made_with"]["device"] == "cpu"
 
 
+def test_the_pipeline_of_the_frames_is_told(spec: TrainSpec, undisturbed: Path, tmp_path: Path) -> None:
+    assert artifacts.located(artifacts.folder(undisturbed, spec.key))[1]["pipeline"] == "harness"
+    data = replace(spec.data, pipeline="authors")
+    other = replace(spec, data=data, fingerprint=data.open().fingerprint, stage={**spec.stage, "epochs": 1})
+    trained(other, tmp_path)
+    assert artifacts.located(artifacts.folder(tmp_path, other.key))[1]["pipeline"] == "authors"
+
+
 @pytest.mark.parametrize(("damaged", "outcome"), [(1, "goes on from epoch_1.pth"), (2, "begins this stage anew")])
 def test_truncated_epochs_heal(damaged: int, outcome: str, spec: TrainSpec, undisturbed: Path, tmp_path: Path) -> None:
     trained(spec, tmp_path, after(2))
