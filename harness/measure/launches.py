@@ -1,8 +1,8 @@
 """Several launches of one timing as one record, and what their samples say. No torch.
 
 Fresh processes differ: where memory lies, which kernels were chosen, what the machine did at that minute. So one
-timing is several launches (harness.work.timing_session), and an interval covers them: launches are drawn with
-replacement, then the samples within each.
+timing is several launches (harness.work.timing_session), and an interval covers them: the median of each launch is
+one observation.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from harness.errors import BenchError
 from harness.measure.machine import busy_reasons
+from harness.measure.statistics import log_mean_interval
 
 DIFFERING = 0.1
 """Largest share of the timed videos whose outputs may differ from the evaluation's; one video always may."""
@@ -84,28 +85,26 @@ def by_launch(result: Mapping[str, Any]) -> list[np.ndarray]:
     return [part for part in np.split(wall, ends) if part.size]
 
 
-def median_interval(
-    launches: Sequence[np.ndarray], *, resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % bootstrap interval of the median over all samples: launches are drawn first, then samples within each."""
-    rng = np.random.default_rng(seed)
-    medians = []
-    for _ in range(resamples):
-        drawn = [launches[i] for i in rng.integers(len(launches), size=len(launches))]
-        medians.append(np.median(np.concatenate([rng.choice(part, part.size) for part in drawn])))
-    low, high = np.quantile(medians, (0.025, 0.975))
-    return float(low), float(high)
+def median_interval(launches: Sequence[np.ndarray]) -> tuple[float, float] | None:
+    """95 % t interval of a launch's median, on the log scale, from the medians of all launches; None from one launch,
+    which says nothing about another.
+    """
+    return log_mean_interval([float(np.median(part)) for part in launches]) if len(launches) > 1 else None
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """Median per batch with its interval over launches, p90, p95, p99 (ms) and videos per second; None: not timed."""
+    """Median per batch with its interval over launches, p90, p95, p99 (ms) and videos per second.
+
+    None: not timed, or for the interval one launch only.
+    """
     names = ("median_ms", "p90_ms", "p95_ms", "p99_ms", "median_low_ms", "median_high_ms", "videos_per_s")
     launches = by_launch(result)
     if not launches:
         return dict.fromkeys(names)
     wall = np.concatenate(launches)
-    times = [*np.quantile(wall, (0.5, 0.9, 0.95, 0.99)), *median_interval(launches)]
-    values = [*(1e3 * float(t) for t in times), float(sum(result["videos"]) / wall.sum())]
+    quantiles = [float(q) for q in np.quantile(wall, (0.5, 0.9, 0.95, 0.99))]
+    times = [*quantiles, *(median_interval(launches) or (None, None))]
+    values = [*(None if t is None else 1e3 * t for t in times), float(sum(result["videos"]) / wall.sum())]
     return dict(zip(names, values, strict=True))
 
 

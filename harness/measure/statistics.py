@@ -76,17 +76,25 @@ def mean_interval(contributions: np.ndarray, level: float = LEVEL) -> tuple[floa
 def pooled_interval(folds: Sequence[np.ndarray], level: float = LEVEL) -> tuple[float, float]:
     """Interval of the mean over all videos of several folds, each (V,) in percent, each tested by networks of its own.
 
-    The folds are the units: videos of one fold share the luck of its networks. Below FEWEST_FOLDS the interval
-    is over videos only.
+    The folds are the units: videos of one fold share the luck of its networks. Folds that lie close together by luck
+    do not make it narrower than the interval over videos, which is the answer below FEWEST_FOLDS.
     """
     everything = np.concatenate(folds)
-    if len(folds) < FEWEST_FOLDS:
-        return mean_interval(everything, level)
+    over_videos = mean_interval(everything, level)
     mean = float(everything.mean())
+    if len(folds) < FEWEST_FOLDS or not 0 < mean < PERCENT:
+        return over_videos
     variance = _between([f.mean() for f in folds], [len(f) / len(everything) for f in folds])
-    if not 0 < mean < PERCENT:
-        return mean_interval(everything, level)
-    return _within_percent(mean, _quantile(level, len(folds) - 1) * np.sqrt(variance))
+    over_folds = _within_percent(mean, _quantile(level, len(folds) - 1) * np.sqrt(variance))
+    return min(over_videos[0], over_folds[0]), max(over_videos[1], over_folds[1])
+
+
+def log_mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """Student's t interval of the geometric mean of two and more positive values."""
+    logs = np.log(values)
+    half = _quantile(level, len(logs) - 1) * float(logs.std(ddof=1)) / np.sqrt(len(logs))
+    low, high = np.exp(logs.mean() + np.asarray([-half, half]))
+    return float(low), float(high)
 
 
 def difference(a: Sequence[np.ndarray], b: Sequence[np.ndarray], level: float = LEVEL) -> Effect:
@@ -95,7 +103,8 @@ def difference(a: Sequence[np.ndarray], b: Sequence[np.ndarray], level: float = 
     A score is a method's mean, plus a deviation of the training (random, per seed), of the video (random, per
     method) and of both together. The variance of the difference follows from the mean squares of that model, its
     degrees of freedom from Satterthwaite's approximation; seeds of A and B are not pairs. Folds are strata; where they
-    have one seed each, FEWEST_FOLDS of them and more replace the seeds.
+    have one seed each, FEWEST_FOLDS of them and more replace the seeds: the variance is then that between folds, but
+    never less than that over their videos.
 
     Args:
         a: Of every fold (one, where there are none) the scores (S, V) in percent of method A.
@@ -105,11 +114,12 @@ def difference(a: Sequence[np.ndarray], b: Sequence[np.ndarray], level: float = 
     parts = [_crossed(x, y) for x, y in zip(a, b, strict=True)]
     videos = sum(x.shape[1] for x in a)
     weights = np.asarray([x.shape[1] / videos for x in a])
-    values, variances, spreads = (np.asarray(column) for column in zip(*parts, strict=True))
+    values, variances, spreads, of_videos = (np.asarray(column) for column in zip(*parts, strict=True))
     value = float(weights @ values)
     seeds = (min(len(x) for x in a), min(len(y) for y in b))
     if min(seeds) < 2 and len(a) >= FEWEST_FOLDS:
-        variance, df = _between(values, weights), len(a) - 1.0
+        variance = max(_between(values, weights), float(weights**2 @ of_videos))
+        df = len(a) - 1.0
     else:
         variance = float(weights**2 @ variances)
         df = max(1.0, variance**2 / float(weights**4 @ spreads))
@@ -129,8 +139,9 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _crossed(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """A minus B of one fold, the variance of that, and the sum of its terms' squares over their degrees of freedom."""
+def _crossed(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float, float]:
+    """A minus B of one fold, the variance of that, the sum of its terms' squares over their degrees of freedom, and
+    the variance over videos alone."""
     videos = a.shape[1]
     paired = a.mean(axis=0) - b.mean(axis=0)
     value = float(paired.mean())
@@ -145,7 +156,8 @@ def _crossed(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
             variance += (of_seeds - residual) / scores.size
             # The mean square of seeds holds the residual: an estimate below it is too small by luck.
             spread += (max(of_seeds, residual) / scores.size) ** 2 / (len(scores) - 1)
-    return value, max(variance, of_videos / 4), spread  # differences of mean squares may fall to zero and below
+    # Differences of mean squares may fall to zero and below.
+    return value, max(variance, of_videos / 4), spread, of_videos
 
 
 def _mean_squares(scores: np.ndarray) -> tuple[float, float]:
@@ -161,7 +173,7 @@ def _between(values: Sequence[float] | np.ndarray, weights: Sequence[float] | np
     """Variance of a weighted mean of folds, from how far they lie apart."""
     values, weights = np.asarray(values), np.asarray(weights)
     apart = float((weights**2 * (values - weights @ values) ** 2).sum())
-    return max(apart * len(values) / (len(values) - 1), 1e-12)
+    return apart * len(values) / (len(values) - 1)
 
 
 def _within_percent(mean: float, half: float) -> tuple[float, float]:
