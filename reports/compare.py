@@ -27,10 +27,10 @@ from reports.claims import signed
 from reports.collect import NOT_COMPARED, identity, seed_scores
 from reports.tables import cost_format
 from reports.text import Cell, Column, Row, Table, markdown_text, to_markdown, to_plain
-from reports.timings import Timing, timings
+from reports.timings import Timing, footnote, joined_notes, timings
 
 ONE_SEED = (
-    "Rows of one seed (1, 1) compare two networks, not methods or versions of code: two trainings of one method differ "
+    "Rows with one seed in A or B compare networks, not methods or versions of code: two trainings of one method differ "
     "as much by luck. Train several seeds in both folders for a test that covers it."
 )
 
@@ -68,6 +68,8 @@ class Change:
     gflops_b: float
     latency: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Setup and batch -> median milliseconds of A and of B, where both were timed."""
+    latency_notes: Mapping[str, str] = field(default_factory=dict)
+    """The same -> marks, and how much ran compiled where not all did; of A or B."""
 
     @property
     def significant(self) -> bool:
@@ -86,13 +88,16 @@ class Comparison:
     only_b: tuple[str, ...]
     not_comparable: tuple[str, ...]
     """Cells in both whose data differ, with the reason."""
+    footnote: str = ""
+    """What the marks at latencies mean."""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the marks mean, and what one seed cannot show."""
         rows = f"p is corrected for {len(self.changes)} rows (Holm)"
         meaning = f"{rows}; marked: p < {SIGNIFICANT:.2g} over videos and seeds."
-        return (meaning, *([ONE_SEED] if any(not c.covers_training for c in self.changes) else []))
+        one_seed = ONE_SEED if any(not c.covers_training for c in self.changes) else ""
+        return tuple(filter(None, (meaning, self.footnote, one_seed)))
 
     def to_text(self) -> str:
         """For a terminal: aligned columns, `*` at a significant difference."""
@@ -114,12 +119,13 @@ def compare(a: Path, b: Path) -> Comparison:
     """Compare every cell (data set, part, protocol, method, settings, recipe) that both work directories hold.
 
     Raises:
-        BenchError: a folder holds no evaluation, or a record is damaged.
+        BenchError: a folder holds no evaluation.
     """
     cells_a, cells_b = _cells(a), _cells(b)
     timed_a, timed_b = (read_records([folder], "latency") for folder in (a, b))
     names = _names([*cells_a.items(), *cells_b.items()])
     changes: list[Change] = []
+    clocks: list[Timing] = []
     unfit: list[str] = []
     for key in sorted(set(cells_a) & set(cells_b), key=names.__getitem__):
         one, two = cells_a[key], cells_b[key]
@@ -127,7 +133,9 @@ def compare(a: Path, b: Path) -> Comparison:
         if reason:
             unfit.append(f"{names[key]}: {reason}")
         else:
-            changes += _changes(one, two, timed_a, timed_b)
+            for change, timed in _changes(one, two, timed_a, timed_b):
+                changes.append(change)
+                clocks += timed
     corrected = holm([c.p for c in changes])
     return Comparison(
         str(a),
@@ -136,6 +144,7 @@ def compare(a: Path, b: Path) -> Comparison:
         tuple(sorted(names[k] for k in cells_a if k not in cells_b)),
         tuple(sorted(names[k] for k in cells_b if k not in cells_a)),
         tuple(unfit),
+        footnote(clocks),
     )
 
 
@@ -173,7 +182,7 @@ def _table(comparison: Comparison) -> Table:
                     if cost(c.gflops_a) == cost(c.gflops_b)
                     else f"{cost(c.gflops_a)} → {cost(c.gflops_b)}"
                 ),
-                Cell(_latency_text(c.latency)),
+                Cell(_latency_text(c)),
             )
         )
         for c in comparison.changes
@@ -240,7 +249,8 @@ def _unfit(records: Sequence[Record]) -> str | None:
 
 def _changes(
     one: Sequence[Record], two: Sequence[Record], timed_a: Sequence[Record], timed_b: Sequence[Record]
-) -> Iterable[Change]:
+) -> Iterable[tuple[Change, list[Timing]]]:
+    """Every point of a cell, with the timings that its latency is made from."""
     first = one[0].result
     chosen = metric(first["dataset"]["metric"])
     scores_a, scores_b = seed_scores(one, chosen), seed_scores(two, chosen)
@@ -251,7 +261,8 @@ def _changes(
     for point in (name for name in scores_a if name in scores_b):
         a, b = scores_a[point], scores_b[point]
         found = difference([b], [a])
-        yield Change(
+        timed = _timed_alike(point, *clocks)
+        change = Change(
             dataset=first["dataset"]["name"],
             part=first["dataset"].get("part"),
             method=first["method"]["name"],
@@ -271,24 +282,25 @@ def _changes(
             videos=found.videos,
             gflops_a=_gflops(one, point),
             gflops_b=_gflops(two, point),
-            latency=_latencies(point, *clocks),
+            latency={name: (t.ms(0.5), other.ms(0.5)) for name, (t, other) in timed.items()},
+            latency_notes={name: note for name, pair in timed.items() if (note := joined_notes(pair))},
         )
+        yield change, [t for pair in timed.values() for t in pair]
 
 
 def _gflops(records: Sequence[Record], point: str) -> float:
     return fmean(p["gflops"]["mean"] for r in records for p in r.result["points"] if p["name"] == point)
 
 
-def _latencies(point: str, clocks_a: Sequence[Timing], clocks_b: Sequence[Timing]) -> dict[str, tuple[float, float]]:
+def _timed_alike(
+    point: str, clocks_a: Sequence[Timing], clocks_b: Sequence[Timing]
+) -> dict[str, tuple[Timing, Timing]]:
     """Only timings of one machine and one setup are compared."""
     found = {(t.setup, t.batch): t for t in clocks_b if t.point == point and t.ok}
     pairs = [
         (t, found[t.setup, t.batch]) for t in clocks_a if t.point == point and t.ok and (t.setup, t.batch) in found
     ]
-    return {
-        f"batch {t.batch}, {t.setup}": (t.ms(0.5), other.ms(0.5))
-        for t, other in sorted(pairs, key=lambda p: p[0].batch)
-    }
+    return {f"batch {t.batch}, {t.setup}": (t, other) for t, other in sorted(pairs, key=lambda p: p[0].batch)}
 
 
 def _ambiguous(changes: Sequence[Change]) -> Mapping[tuple[str, str], set[tuple[str, str]]]:
@@ -307,11 +319,12 @@ def _apart(change: Change, several: Mapping[tuple[str, str], set[tuple[str, str]
     return [*settings, change.recipe] if len(recipes) > 1 else settings
 
 
-def _latency_text(latency: Mapping[str, tuple[float, float]]) -> str:
-    return (
-        ", ".join(f"{name.split(',')[0].removeprefix('batch ')}: {b / a:.2f}" for name, (a, b) in latency.items())
-        or "–"
-    )
+def _latency_text(change: Change) -> str:
+    ratios = [
+        f"{name.split(',')[0].removeprefix('batch ')}: {b / a:.2f} {change.latency_notes.get(name, '')}".strip()
+        for name, (a, b) in change.latency.items()
+    ]
+    return ", ".join(ratios) or "–"
 
 
 def _rest(comparison: Comparison, text: Callable[[str], str]) -> str:

@@ -108,7 +108,7 @@ def _latency(result: Any) -> dict[str, Any]:
         "samples": len(result["wall_s"]),
         "launches": len(result.get("launches") or [0]),
         **summary(result),
-        "disturbed": "; ".join(result.get("disturbed", ())),
+        "disturbed": "; ".join(result.get("disturbed", ["not known"])),
         "others_load": max((n["others"] for n in result.get("launches", ()) if n["others"] is not None), default=None),
         "compiled_share": result.get("compiled_share"),
         **_precision(result.get("precision")),

@@ -9,7 +9,7 @@ from harness.measure.statistics import FEWEST_VIDEOS
 from reports.claims import ONE_POINT, PARETO, Claims
 from reports.collect import Estimate, Group, Method, Point
 from reports.text import Cell, Column, Row, Table
-from reports.timings import BUSY, Timing, footnote
+from reports.timings import Timing, footnote, joined_notes
 
 NONE = "–"
 BOLD = "Bold: not distinguishable from the best."
@@ -140,7 +140,7 @@ def timing_table(group: Group) -> Table | None:
         Column("Method", numeric=False),
         Column("Point", numeric=False),
         Column("Batch"),
-        Column("Median", "ms [95 % over launches]", "launches are drawn with replacement, then samples within each"),
+        Column("Median", "ms [95 % over launches]", "the median of each launch is one observation; –: one launch"),
         Column("p90", "ms"),
         Column("p99", "ms"),
         Column("Launches", "", "fresh processes, methods interleaved"),
@@ -185,7 +185,7 @@ def findings(group: Group) -> list[str]:
         fast, timing = min(timed, key=lambda entry: entry[1].ms(0.5))
         lines.append(
             f"Fastest measured within one point of it at batch {batch}: {_named(*fast)}, {ms(timing.ms(0.5))} ms"
-            f"{f' {BUSY}' if timing.disturbed else ''}"
+            f"{f' {timing.mark}' if timing.mark else ''}"
             f"{margin(fast[1])}{claims.within(fast[1], best)}."
         )
     return [*lines, claims.caveat()]
@@ -261,9 +261,10 @@ def _timing_cells(timing: Timing) -> list[Cell]:
         return [Cell("out of memory"), *[Cell(NONE)] * 9, Cell(timing.setup)]
     phases = timing.phases_ms
     memory = timing.peak_memory_bytes
-    low, high = timing.interval_ms
+    found = timing.interval_ms
+    interval = NONE if found is None else f"[{ms(found[0])}, {ms(found[1])}]"
     return [
-        Cell(ms(timing.ms(0.5)), f"[{ms(low)}, {ms(high)}] {timing.note}".strip()),
+        Cell(ms(timing.ms(0.5)), f"{interval} {timing.note}".strip()),
         *(Cell(ms(timing.ms(q))) for q in (0.9, 0.99)),
         Cell(str(timing.launches)),
         Cell(f"{timing.videos_per_s:.0f}"),
@@ -309,8 +310,7 @@ def _saved_macs(timing: Timing, reference: Timing) -> float:
 
 def _saving_cells(timing: Timing, reference: Timing) -> list[Cell]:
     clock = 1 - timing.s_per_video / reference.s_per_video
-    note = " ".join(dict.fromkeys(filter(None, (timing.note, reference.note))))
-    return [Cell(_percent(clock), note), Cell(f"{clock / _saved_macs(timing, reference):.2f}".replace("-", "−"))]
+    return [Cell(_percent(clock), joined_notes((timing, reference))), Cell(f"{clock / _saved_macs(timing, reference):.2f}".replace("-", "−"))]
 
 
 def _percent(share: float) -> str:

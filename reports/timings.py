@@ -16,6 +16,8 @@ from harness.store.records import Record
 
 BUSY = "†"
 """Beside a figure that was disturbed; `footnote` says by what."""
+UNKNOWN = "‡"
+"""Beside a figure of a record that does not say whether it was."""
 LOAD = re.compile(r"load ([0-9.]+) per core")
 
 
@@ -58,10 +60,10 @@ class Timing:
         return float(np.median(self.wall_s)) * self.wall_s.size / self.videos
 
     @cached_property
-    def interval_ms(self) -> tuple[float, float]:
-        """95 % interval of the median over launches and samples."""
-        low, high = median_interval([part for r in self.records for part in by_launch(r.result)])
-        return 1e3 * low, 1e3 * high
+    def interval_ms(self) -> tuple[float, float] | None:
+        """95 % interval of the median over launches; None from one launch."""
+        found = median_interval([part for r in self.records for part in by_launch(r.result)])
+        return found and (1e3 * found[0], 1e3 * found[1])
 
     @property
     def launches(self) -> int:
@@ -74,10 +76,20 @@ class Timing:
         return tuple(dict.fromkeys(text for r in self.records for text in r.result.get("disturbed", ())))
 
     @property
+    def watched(self) -> bool:
+        """Whether its records say what disturbed it, if anything did."""
+        return all("disturbed" in r.result for r in self.records)
+
+    @property
+    def mark(self) -> str:
+        """`BUSY` or `UNKNOWN`; empty where the machine was quiet as far as it tells."""
+        return BUSY if self.disturbed else "" if self.watched else UNKNOWN
+
+    @property
     def note(self) -> str:
-        """What a reader must see beside each of its figures: `BUSY`, and how much of it ran compiled where not all."""
+        """What a reader must see beside each of its figures: its mark, and how much of it ran compiled where not all."""
         partly = [label for r in self.records if (label := _compiled(r.result)) not in ("", "compiled")]
-        return " ".join([*([BUSY] if self.disturbed else []), *dict.fromkeys(partly)])
+        return " ".join(filter(None, [self.mark, *dict.fromkeys(partly)]))
 
     @property
     def gflops(self) -> float | None:
@@ -98,14 +110,19 @@ class Timing:
 
 
 def timings(latencies: Sequence[Record], evaluations: set[str]) -> Iterator[Timing]:
-    """The timings of the evaluations with these keys."""
-    parts: dict[tuple[str, int, str], list[Record]] = defaultdict(list)
-    for record in latencies:
+    """The timings of the evaluations with these keys: of each the newest, whatever its number of launches was."""
+    parts: dict[tuple[str, int, str], dict[str, Record]] = defaultdict(dict)
+    for record in sorted(latencies, key=lambda r: (r.result["created"], r.result["key"])):
         result = record.result
         if result["evaluation"] in evaluations:
-            parts[result["point"], result["batch"], setup_label(result)].append(record)
-    for (point, batch, setup), records in parts.items():
-        yield Timing(point, batch, setup, tuple(records))
+            parts[result["point"], result["batch"], setup_label(result)][result["evaluation"]] = record
+    for (point, batch, setup), newest in parts.items():
+        yield Timing(point, batch, setup, tuple(newest.values()))
+
+
+def joined_notes(timings: Iterable[Timing]) -> str:
+    """The notes of several timings that one figure is made from, each once."""
+    return " ".join(dict.fromkeys(filter(None, (t.note for t in timings))))
 
 
 def setup_label(result: Mapping[str, Any]) -> str:
@@ -123,8 +140,15 @@ def setup_label(result: Mapping[str, Any]) -> str:
 
 
 def footnote(timings: Iterable[Timing | None]) -> str:
-    """What `BUSY` means where one of these timings bears it; else empty."""
-    reasons = dict.fromkeys(text for t in timings if t is not None for text in t.disturbed)
+    """What the marks mean that one of these timings bears; else empty."""
+    found = [t for t in timings if t is not None]
+    unknown = any(t.mark == UNKNOWN for t in found)
+    told = [_busy(found), f"{UNKNOWN} not known whether the machine was quiet." if unknown else ""]
+    return " ".join(filter(None, told))
+
+
+def _busy(timings: Iterable[Timing]) -> str:
+    reasons = dict.fromkeys(text for t in timings for text in t.disturbed)
     if not reasons:
         return ""
     loads = [float(found[1]) for text in reasons if (found := LOAD.match(text))]

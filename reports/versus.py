@@ -27,6 +27,7 @@ from reports.collect import Group, Method, Point, collect, fold_sets
 from reports.compare import p_text
 from reports.tables import ms
 from reports.text import Cell, Column, Row, Table, to_plain
+from reports.timings import Timing, footnote, joined_notes
 
 COSTS = 5
 """Equal costs at which the curves are compared, evenly over the logarithm of the range that both reach."""
@@ -61,6 +62,10 @@ class Pair:
     """The mean over the range, on a log scale: the area between the curves over its width."""
     points: tuple[Contrast, ...]
     """At single costs, and at the default points."""
+    note: str = ""
+    """Marks of the timings that it rests on, and how much of them ran compiled where not all did."""
+    dropped: tuple[str, ...] = ()
+    """Points that are on no curve: slower than one of more GFLOPs."""
 
     @property
     def significant(self) -> bool:
@@ -75,6 +80,8 @@ class Answer:
     pairs: tuple[Pair, ...]
     left_out: tuple[str, ...]
     """Pairs that could not be compared somewhere, with the reason."""
+    footnote: str = ""
+    """What the marks at latencies mean."""
 
     def to_text(self) -> str:
         """The sentences, and a small table of the single costs."""
@@ -87,7 +94,7 @@ class Answer:
         pairs = [
             {**asdict(p), "significant": p.significant, "sentence": sentence(p, len(self.pairs))} for p in self.pairs
         ]
-        return {"pairs": pairs, "left_out": self.left_out}
+        return {"pairs": pairs, "left_out": self.left_out, "footnote": self.footnote}
 
 
 def versus(
@@ -118,7 +125,7 @@ def versus(
     for name in methods:
         if not any(_matching(g, name, defaults) for g in groups):
             raise unknown("method in these results", name, {m.about["name"] for g in groups for m in g.methods})
-    pairs, left = [], []
+    pairs, left, clocks = list[Pair](), list[str](), list[Timing]()
     for folds in fold_sets(groups):
         for names in combinations(methods, 2):
             curves = [_found(folds, name, defaults) for name in names]
@@ -129,30 +136,31 @@ def versus(
             if all(a is b for a, b in zip(*curves, strict=True)):
                 raise UsageError(f"--methods: {names[0]!r} and {names[1]!r} are one method; name two different ones")
             try:
-                pairs.append(_pair(folds, names, curves, at))
+                pair, timed = _pair(folds, names, curves, at)
+                pairs.append(pair)
+                clocks += timed
             except BenchError as error:
                 left.append(f"{names[0]} with {names[1]} on {_title(folds)}: {error}")
     if not pairs:
         raise BenchError("nothing could be compared: " + "; ".join(left))
-    return Answer(tuple(_corrected(pairs)), tuple(left))
+    return Answer(tuple(_corrected(pairs)), tuple(left), footnote(clocks))
 
 
 def sentence(pair: Pair, family: int) -> str:
     """The answer for one pair; `family` tests were made."""
     found, first, second = pair.main.effect, pair.a, pair.b
-    value, low, high = found.value, found.low, found.high
+    value, low, high, seeds = found.value, found.low, found.high, found.seeds
     if value < 0:
-        first, second, value, low, high = second, first, -value, -high, -low
+        first, second, value, low, high, seeds = second, first, -value, -high, -low, seeds[::-1]
     more = f"better in {pair.metric}" if pair.metric.startswith("mAP") else "more accurate"
     size = f"{value:.1f} points [{signed(low).lstrip('+')}, {signed(high).lstrip('+')}] {more}"
-    where = f"at equal {pair.at} ({pair.main.where})"
+    where = f"at equal {pair.at} ({pair.main.where})" + (f" {pair.note}" if pair.note else "")
     folds = f", {found.folds} folds" if found.folds > 1 else ""
     p = f"p {_equals(pair.main.p_holm)}" + (f" (Holm over {family})" if family > 1 else "")
     if not found.covers_training:
         return (
-            f"On {pair.dataset}, this network of {first} is {size} than this one of {second} {where}, "
-            f"over {found.videos} videos; {p}. One seed compares two networks, not the methods: "
-            "train several (run --seeds 3)."
+            f"On {pair.dataset}, {_networks(first, second, size, seeds)} {where}, over {found.videos} videos; {p}. "
+            "One seed compares networks, not the methods: train several (run --seeds 3)."
         )
     over = f"over {_seeds(found.seeds)}{folds} and {found.videos} videos; {p}"
     if pair.significant:
@@ -160,9 +168,20 @@ def sentence(pair: Pair, family: int) -> str:
     return f"On {pair.dataset}, {first} and {second} are not distinguishable {where}: {first} is {size}, {over}."
 
 
-def _pair(folds: Sequence[Group], names: Sequence[str], found: Sequence[Sequence[Method]], at: str) -> Pair:
-    """Raises BenchError where there is no equal cost."""
-    costs, what = (_gflops(found), "GFLOPs") if at == "gflops" else _latencies(names, found)
+def _networks(first: str, second: str, size: str, seeds: tuple[int, int]) -> str:
+    """What is said of networks, where one method has one seed, or both."""
+    one = f"this network of {first} is" if seeds[0] == 1 else f"{seeds[0]} networks of {first} on average are"
+    if seeds[1] > 1:
+        return f"{one} {size} than {seeds[1]} of {second} on average"
+    return f"{one} {size} than {'this one' if seeds[0] == 1 else 'one'} of {second}"
+
+
+def _pair(
+    folds: Sequence[Group], names: Sequence[str], found: Sequence[Sequence[Method]], at: str
+) -> tuple[Pair, list[Timing]]:
+    """And the timings that it rests on. Raises BenchError where there is no equal cost."""
+    clocks, what = ([], "GFLOPs") if at == "gflops" else _latencies(names, found)
+    costs = [{t.point: t.ms(0.5) for t in timed} for timed in clocks] if clocks else [_gflops(m) for m in found]
     text = _macs if at == "gflops" else _milliseconds
     a, b = (_Curve(folds, methods, cost) for methods, cost in zip(found, costs, strict=True))
     for name, curve in zip(names, (a, b), strict=True):
@@ -189,17 +208,28 @@ def _pair(folds: Sequence[Group], names: Sequence[str], found: Sequence[Sequence
         defaults = f"default points, {text(a.default_cost)} and {text(b.default_cost)}"
         points.append(contrast(defaults, a.default, b.default))
     span = (float(low), float(high))
-    return Pair(_title(folds), folds[0].metric.title, names[0], names[1], what, span, main, tuple(points))
+    used = [t for timed, c in zip(clocks, (a, b), strict=False) for t in timed if t.point in c.rests_on]
+    dropped = tuple(f"{name} at {n}" for name, c in zip(names, (a, b), strict=True) for n in c.dropped)
+    note, metric = joined_notes(used), folds[0].metric.title
+    return Pair(_title(folds), metric, names[0], names[1], what, span, main, tuple(points), note, dropped), used
 
 
 class _Curve:
-    """Scores of one method over cost, on the points of its first test-time knob."""
+    """Scores of one method over cost, on the points of its first test-time knob.
+
+    A point that costs more (in ms) than one of more GFLOPs is `dropped`: over cost the knob would run back and forth.
+    Accuracy has no say in that.
+    """
 
     def __init__(self, folds: Sequence[Group], methods: Sequence[Method], costs: Mapping[str, float]) -> None:
         curves = methods[0].curves()
         knob = [p.name for p in (curves[0] if curves else methods[0].points)]
         everywhere = set.intersection(*({p.name for p in m.points} for m in methods))
-        names = sorted((n for n in knob if costs.get(n) and n in everywhere), key=costs.__getitem__)
+        gflops = _gflops(methods)
+        timed = sorted((n for n in knob if costs.get(n) and n in everywhere), key=costs.__getitem__)
+        self.dropped = [n for n in timed if any(costs[m] < costs[n] and gflops[m] > gflops[n] for m in timed)]
+        names = [n for n in timed if n not in self.dropped]
+        self.rests_on = {*timed, methods[0].default.name}
         self.costs = [costs[n] for n in names]
         self._scores = [[g.scores(_point(m, n)) for n in names] for g, m in zip(folds, methods, strict=True)]
         self.default = [g.scores(m.default) for g, m in zip(folds, methods, strict=True)]
@@ -215,20 +245,17 @@ class _Curve:
         return [np.tensordot(mean, np.stack(scores), axes=1) for scores in self._scores]
 
 
-def _gflops(found: Sequence[Sequence[Method]]) -> list[dict[str, float]]:
-    """Mean cost of every point of both methods, over seeds and folds."""
-    costs = []
-    for methods in found:
-        by_point: dict[str, list[float]] = {}
-        for point in (p for m in methods for p in m.points):
-            by_point.setdefault(point.name, []).append(point.gflops)
-        costs.append({name: fmean(values) for name, values in by_point.items()})
-    return costs
+def _gflops(methods: Sequence[Method]) -> dict[str, float]:
+    """Mean cost of every point of a method, over seeds and folds."""
+    by_point: dict[str, list[float]] = {}
+    for point in (p for m in methods for p in m.points):
+        by_point.setdefault(point.name, []).append(point.gflops)
+    return {name: fmean(values) for name, values in by_point.items()}
 
 
-def _latencies(names: Sequence[str], found: Sequence[Sequence[Method]]) -> tuple[list[dict[str, float]], str]:
-    """Median ms of every timed point of both, at the smallest batch and the setup that both share."""
-    timed = [{(t.setup, t.batch, t.point): t.ms(0.5) for m in methods for t in m.timings if t.ok} for methods in found]
+def _latencies(names: Sequence[str], found: Sequence[Sequence[Method]]) -> tuple[list[list[Timing]], str]:
+    """The timings of both, one of a point, at the smallest batch and the setup that both share."""
+    timed = [{(t.setup, t.batch, t.point): t for m in methods for t in m.timings if t.ok} for methods in found]
     shared = set.intersection(*({key[:2] for key in times} for times in timed))
     if not shared:
         raise BenchError(
@@ -236,8 +263,8 @@ def _latencies(names: Sequence[str], found: Sequence[Sequence[Method]]) -> tuple
             f"{' '.join(names)}`, or compare --at gflops"
         )
     setup, batch = min(shared, key=lambda key: (key[1], -sum(k[:2] == key for t in timed for k in t), key[0]))
-    costs = [{key[2]: time for key, time in times.items() if key[:2] == (setup, batch)} for times in timed]
-    return costs, f"latency at batch {batch} on {setup}"
+    chosen = [[t for key, t in times.items() if key[:2] == (setup, batch)] for times in timed]
+    return chosen, f"latency at batch {batch} on {setup}"
 
 
 def _found(folds: Sequence[Group], name: str, defaults: Mapping[str, Mapping[str, Any]]) -> list[Method]:
@@ -292,7 +319,7 @@ def _table(answer: Answer) -> Table:
                 Cell(p.dataset),
                 Cell(p.a),
                 Cell(p.b),
-                Cell(c.where),
+                Cell(c.where, p.note),
                 Cell(f"{c.a:.1f}"),
                 Cell(f"{c.b:.1f}"),
                 Cell(
@@ -312,11 +339,13 @@ def _table(answer: Answer) -> Table:
 def _note(answer: Answer) -> str:
     mains, singles = len(answer.pairs), sum(len(p.points) for p in answer.pairs)
     family = f"{mains} means" if mains > 1 else "1 mean"
+    dropped = list(dict.fromkeys(name for p in answer.pairs for name in p.dropped))
+    left = f" Not on the curves, slower than a point of more GFLOPs: {', '.join(dropped)}." if dropped else ""
     return (
-        "Accuracy is interpolated over the logarithm of cost. Intervals are 95 % of one comparison each, over videos "
+        f"Accuracy is interpolated over the logarithm of cost.{left} Intervals are 95 % of one comparison each, over videos "
         f"and, where there are several, training seeds. p is corrected (Holm) over {family} and, apart from that, "
-        f"{singles} single costs; * marks p < {SIGNIFICANT:.2g}."
-    )
+        f"{singles} single costs; * marks p < {SIGNIFICANT:.2g}. {answer.footnote}"
+    ).rstrip()
 
 
 def _title(folds: Sequence[Group]) -> str:

@@ -9,7 +9,7 @@ from matplotlib.collections import PathCollection
 import reports
 from reports import plots, tables
 from reports.collect import Group, collect
-from reports.timings import BUSY, setup_label
+from reports.timings import BUSY, UNKNOWN, setup_label
 from tests.reports.conftest import AR_NET, TSN, V2, Factory
 
 LOAD = "load 0.62 per core by other processes"
@@ -84,7 +84,29 @@ def test_records_of_one_launch_are_read(factory: Factory) -> None:
     path.write_text(pd.Series({k: v for k, v in record.result.items() if k not in old}).to_json())
     group = only_group(factory)
     assert group.methods[0].timings[0].launches == 1
-    assert cells(tables.timing_table(group), "Median")[0].endswith("]")
+    table = tables.timing_table(group)
+    assert cells(table, "Median")[0].endswith(f"– {UNKNOWN}"), "one launch has no interval over launches"
+    for shown in (table, tables.headline(group), tables.operating_points(group)):
+        assert shown is not None and f"{UNKNOWN} not known whether the machine was quiet." in shown.note
+    assert UNKNOWN in cells(tables.headline(group), "Latency")[0]
+    assert f" ms {UNKNOWN}" in " ".join(tables.findings(group))
+    assert pd.read_csv(write(factory) / "latency.csv").disturbed[0] == "not known"
+
+
+def test_a_timing_that_was_repeated_with_other_options_counts_once(factory: Factory) -> None:
+    record = factory.evaluation(TSN)
+    later = {"created": "2026-11-20T14:00:00+00:00", "options": {"min_seconds": 1.0, "launches": 5}}
+    factory.latency(record, ms=5.0, **later)
+    factory.latency(record, ms=50.0, disturbed=[LOAD])
+    (timing,) = only_group(factory).methods[0].timings
+    assert timing.ms(0.5) < 10 and timing.note == "" and timing.launches == 3
+
+
+def test_timings_of_several_seeds_are_pooled(factory: Factory) -> None:
+    for seed in range(2):
+        factory.latency(factory.evaluation(TSN, seed))
+    (timing,) = only_group(factory).methods[0].timings
+    assert timing.launches == 6 and timing.wall_s.size == 48
 
 
 def test_tf32_and_deterministic_kernels_are_part_of_the_setup(factory: Factory) -> None:

@@ -50,7 +50,7 @@ def test_one_seed_compares_two_networks_only(folders):
     found = compare(a.work_dir, b.work_dir)
     (change,) = found.changes
     assert change.p < 0.001 and not change.significant
-    assert "compare two networks, not methods" in found.to_text()
+    assert "compare networks, not methods" in found.to_text()
     assert "*" not in found.to_text().splitlines()[1]
 
 
@@ -125,6 +125,19 @@ def test_costs_and_clocks_of_one_setup_are_compared(folders):
     ((before, after),) = change.latency.values()
     assert after / before == pytest.approx(0.6)
     assert "0.0680 → 0.0340" in compare(a.work_dir, b.work_dir).to_text()
+
+
+def test_marks_of_latencies_are_kept(folders):
+    a, b = folders
+    a.latency(a.evaluation(STATIC), disturbed=["load 0.62 per core by other processes"], compile="default",
+              compiled_share=0.95)  # fmt: skip
+    b.latency(b.evaluation(STATIC), compile="default", compiled_share=0.06)
+    found = compare(a.work_dir, b.work_dir)
+    assert "1: 1.00 † partly compiled (6%)" in found.to_text()
+    for told in (found.to_text(), found.to_markdown(), " ".join(found.to_json()["notes"])):
+        assert "† taken while the machine was busy: load 0.62 per core by other processes." in told
+    (notes,) = found.to_json()["changes"][0]["latency_notes"].values()
+    assert notes == "† partly compiled (6%)"
 
 
 def test_settings_are_shown_where_a_method_has_several(folders):

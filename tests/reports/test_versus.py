@@ -46,7 +46,7 @@ def test_one_seed_supports_no_claim_about_methods(factory):
     answer = versus(["adafocus-v2", "tsn"], evaluated(factory, [FLAT_TSN, WORSE], seeds=1))
     assert not answer.pairs[0].significant
     text = answer.to_text().splitlines()[0]
-    assert "this network of tsn is " in text and "One seed compares two networks, not the methods" in text
+    assert "this network of tsn is " in text and "One seed compares networks, not the methods" in text
     assert "*" not in answer.to_text().replace("; * marks", "")
 
 
@@ -134,6 +134,53 @@ def test_latency_needs_timings_of_one_setup(factory):
             factory.latency(found[0], point)
     (pair,) = versus(["tsn", "adafocus-v2"], [factory.work_dir], at="latency").pairs
     assert pair.at.startswith("latency at batch 1 on Some CPU") and " ms" in pair.main.where
+
+
+def timed(factory, fake, ms, **overrides):
+    """One evaluation whose points take so many milliseconds each."""
+    record = factory.evaluation(fake)
+    for point, time in ms.items():
+        factory.latency(record, point, ms=time, **overrides)
+
+
+def test_marks_of_timings_are_in_the_sentence_and_the_table(factory):
+    timed(factory, FLAT_TSN, {"full": 9.0, "frames=1": 2.0}, disturbed=["GPU slowed by heat"])
+    timed(factory, WORSE, {"full": 8.0, "budget=0.5": 3.0})
+    answer = versus(["tsn", "adafocus-v2"], [factory.work_dir], at="latency")
+    assert f"({answer.pairs[0].main.where}) †, over 200 videos" in answer.to_text()
+    rows = [line for line in answer.to_text().splitlines() if line.startswith("Glyphs")]
+    assert len(rows) == 7 and all(" ms †  " in line for line in rows)
+    meaning = "† taken while the machine was busy: GPU slowed by heat."
+    assert answer.to_text().endswith(meaning) and answer.to_json()["footnote"] == meaning
+    assert "†" not in versus(["tsn", "adafocus-v2"], [factory.work_dir]).to_text()
+
+
+def test_a_point_slower_than_one_of_more_gflops_is_on_no_curve(factory):
+    timed(factory, TSN, {"full": 20.0, "frames=1": 2.0})
+    timed(factory, V2, {"full": 18.0, "budget=0.75": 21.5, "budget=0.5": 18.5, "budget=0.2": 5.0})
+    answer = versus(["tsn", "adafocus-v2"], [factory.work_dir], at="latency")
+    (pair,) = answer.pairs
+    assert pair.dropped == ("adafocus-v2 at budget=0.5", "adafocus-v2 at budget=0.75")
+    medians = {t.point: t.ms(0.5) for m in collect([factory.work_dir]).groups[0].methods for t in m.timings
+               if m.about["name"] == "adafocus-v2"}  # fmt: skip
+    assert pair.range == pytest.approx((medians["budget=0.2"], medians["full"]))
+    told = "slower than a point of more GFLOPs: adafocus-v2 at budget=0.5, adafocus-v2 at budget=0.75."
+    assert told in answer.to_text()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "told"),
+    [
+        ((3, 1), ("3 networks of tsn on average are ", " more accurate than one of adafocus-v2 at ")),
+        ((1, 3), ("this network of tsn is ", " more accurate than 3 of adafocus-v2 on average at ")),
+        ((1, 1), ("this network of tsn is ", " more accurate than this one of adafocus-v2 at ")),
+    ],
+)
+def test_the_networks_of_each_side_are_counted(factory, seeds, told):
+    for fake, count in zip((FLAT_TSN, WORSE), seeds, strict=True):
+        evaluated(factory, [fake], seeds=count)
+    text = versus(["adafocus-v2", "tsn"], [factory.work_dir]).to_text().splitlines()[0]
+    assert all(part in text for part in told)
 
 
 def test_folds_are_pooled(factory):
