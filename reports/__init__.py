@@ -29,7 +29,7 @@ def build(work_dirs: Iterable[Path], out: Path, *, allow_mixed: bool = False) ->
         The files written, the page first.
 
     Raises:
-        BenchError: nothing to report, or a damaged record.
+        BenchError: nothing to report.
     """
     from reports.writing import write_report
 

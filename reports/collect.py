@@ -208,7 +208,7 @@ def collect(work_dirs: Iterable[Path | str], *, allow_mixed: bool = False) -> Re
     be read is left out, and stands among the failures with its reason.
 
     Raises:
-        BenchError: nothing was recorded, or the arrays of a record are damaged.
+        BenchError: nothing was recorded.
     """
     folders = [Path(w) for w in work_dirs]
     damaged: dict[Path, str] = {}

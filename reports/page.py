@@ -131,7 +131,7 @@ def _method(label: str, records: Sequence[Record]) -> dict[str, Any]:
     return {
         "label": label,
         "facts": [
-            ("class", f"{about['class']} (version {about['version']}, size {about['size']}, {about['year']})"),
+            ("class", f"{about.get('class')} (version {about['version']}, size {about['size']}, {about['year']})"),
             ("source", about["source"]),
             ("settings", _text(about["settings"])),
             ("initialisation", first["initialisation"]),

@@ -62,6 +62,8 @@ def read_json(path: Path, shape: type) -> dict[str, Any]:
         first = error.errors(include_url=False)[0]
         if first["type"] == "json_invalid":
             raise BenchError(f"{path} is damaged: no whole JSON") from None
+        if first["type"] == "value_error":
+            raise BenchError(f"{path} is damaged or foreign: {first['ctx']['error']}") from None
         key = ".".join(map(str, first["loc"])) or "the whole"
         wanted = str(first["msg"]).removeprefix("Input should be ")
         told = "is missing" if first["type"] == "missing" else f"must be {wanted}"

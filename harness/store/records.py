@@ -161,9 +161,19 @@ class Record:
 
     def overlay(self) -> Mapping[str, np.ndarray] | None:
         """Frames and boxes for the picture, or None."""
-        return self._load("overlay") if "overlay" in self.result else None
+        return self._load("overlay") if self.result.get("overlay") else None
+
+    def verify(self) -> None:
+        """Raise BenchError where arrays do not match the committed hash."""
+        for name in ("per_video", "overlay"):
+            if self.result.get(name):
+                self._intact(name)
 
     def _load(self, name: str) -> Mapping[str, np.ndarray]:
+        with np.load(self._intact(name), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def _intact(self, name: str) -> Path:
         entry = self.result[name]
         path = self.path / entry["file"]
         try:
@@ -172,8 +182,7 @@ class Record:
             intact = False
         if not intact:
             raise BenchError(f"{path} is missing or was changed after it was recorded; remove {self.path} and rerun")
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+        return path
 
 
 def commit_record(folder: Path, result: Mapping[str, Any], **arrays: Mapping[str, np.ndarray] | None) -> Record:
@@ -212,7 +221,7 @@ def read_records(
     Args:
         work_dirs: The work directories.
         kind: evaluation or latency.
-        left_out: Told of every folder whose record cannot be read, and why; by default on standard error.
+        left_out: Told of every folder whose record or arrays cannot be read, and why; by default on standard error.
     """
     found: dict[str, Record] = {}
     for work_dir in work_dirs:
@@ -222,6 +231,8 @@ def read_records(
         for folder in sorted(root.iterdir()) if root.is_dir() else ():
             try:
                 record = read_record(folder)
+                if record is not None:
+                    record.verify()
             except BenchError as error:
                 left_out(folder, str(error))
                 continue

@@ -5,7 +5,7 @@ The whole schema of records, key by key, stands in `harness.store.records`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 SCHEMA_VERSION = 1
@@ -67,8 +67,8 @@ class TrainedArtifact(Artifact):
 @dataclass(frozen=True)
 class _Metric:
     value: float
-    low: float | None = None
-    high: float | None = None
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,24 @@ class _Mean:
 
 
 @dataclass(frozen=True)
+class _Spread(_Mean):
+    std: float
+
+
+@dataclass(frozen=True)
 class _Point:
     name: str
     prefix: str
     metrics: dict[str, _Metric]
-    gflops: _Mean
+    gflops: _Spread
+    components: dict[str, float]
+    frames: _Mean
+    exits: list[int] | None
     settings: dict[str, Any]
     knob: str | None
     value: float | None
     budget: float | None
+    gflops_accounted: _Mean | None = None
 
 
 @dataclass(frozen=True)
@@ -97,9 +106,13 @@ class _Named:
 @dataclass(frozen=True)
 class _Method(_Named):
     title: str
+    version: int
     settings: dict[str, Any]
     adapts: list[str]
     fidelity: str
+    year: int
+    source: str
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -115,20 +128,57 @@ class _DataSet(_Data):
     classes: list[str]
     videos: dict[str, int]
     resolution: int
+    decoder: dict[str, int]
     missing: list[str]
     disclosures: list[str]
+    part: str | None = None
+
+
+@dataclass(frozen=True)
+class _Stage:
+    name: str
+    method: str
+    epochs: int
+    seconds: float
+    samples: int
+    shared: bool
 
 
 @dataclass(frozen=True)
 class _Training:
     seconds: float
+    own_seconds: float
     samples: int
+    stages: list[_Stage]
     departures: list[str]
+    device: str
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    test_split: str
+
+
+@dataclass(frozen=True)
+class _Check:
+    max_relative_difference: float
 
 
 @dataclass(frozen=True)
 class _Cost:
     table: list[dict[str, Any]]
+    whole_check: _Check
+
+
+@dataclass(frozen=True)
+class _Git:
+    revision: str
+    dirty: bool
+
+
+@dataclass(frozen=True)
+class _Provenance:
+    git: _Git | None = None
 
 
 @dataclass(frozen=True)
@@ -141,16 +191,60 @@ class Evaluation:
     method: _Method
     dataset: _DataSet
     data: dict[str, Any]
-    protocol: dict[str, Any]
+    protocol: _Protocol
     seed: int
     artifact: str
     checkpoint: str | None
+    initialisation: str
     training: _Training
     points: list[_Point]
     cost: _Cost
-    provenance: dict[str, Any]
+    provenance: _Provenance
     sources: dict[str, str]
     per_video: File
+    overlay: File | None = None
+    disclosures: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.points:
+            raise ValueError("points is empty")
+        if self.protocol.test_split not in self.dataset.videos:
+            raise ValueError(f"dataset.videos lacks the tested split {self.protocol.test_split}")
+        if any(self.dataset.metric not in point.metrics for point in self.points):
+            raise ValueError(f"a point lacks the main metric {self.dataset.metric}")
+
+
+@dataclass(frozen=True)
+class _Device:
+    name: str
+    kind: str
+    fingerprint: str
+    driver: str | None
+    kernels: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Launch:
+    forwards: int
+    others: float | None
+
+
+@dataclass(frozen=True)
+class _Agreement:
+    top1: float | None
+    exits: float | None
+    decisions: float | None
+    boxes: float | None
+
+
+@dataclass(frozen=True)
+class _Precision:
+    agreement: _Agreement
+    metrics: dict[str, _Metric]
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            raise ValueError("precision.metrics is empty")
 
 
 @dataclass(frozen=True)
@@ -159,16 +253,31 @@ class Latency:
 
     key: str
     kind: Literal["latency"]
+    created: str
     evaluation: str
     method: _Named
     dataset: _Data
     seed: int
     point: str
     batch: int
+    dtype: str
+    compile: str | None
+    memory_format: str
+    threads: int
     status: str
-    device: dict[str, Any]
-    provenance: dict[str, Any]
+    device: _Device
+    wall_s: list[float]
+    device_s: list[float] | None
+    videos: list[int]
+    gflops: list[float]
+    peak_memory_bytes: int | None
+    provenance: _Provenance
     sources: dict[str, str]
+    phases_s: dict[str, float] = field(default_factory=dict)
+    launches: list[_Launch] = field(default_factory=list)
+    disturbed: list[str] = field(default_factory=list)
+    compiled_share: float | None = None
+    precision: _Precision | None = None
 
 
 @dataclass(frozen=True)
