@@ -30,8 +30,8 @@ from reports.text import Cell, Column, Row, Table, markdown_text, to_markdown, t
 from reports.timings import Timing, footnote, joined_notes, timings
 
 ONE_SEED = (
-    "Rows with one seed in A or B compare networks, not methods or versions of code: two trainings of one method differ "
-    "as much by luck. Train several seeds in both folders for a test that covers it."
+    "Rows with one seed in A or B compare networks, not methods or versions of code: two trainings of one method "
+    "differ as much by luck. Train several seeds in both folders for a test that covers it."
 )
 
 

@@ -310,7 +310,10 @@ def _saved_macs(timing: Timing, reference: Timing) -> float:
 
 def _saving_cells(timing: Timing, reference: Timing) -> list[Cell]:
     clock = 1 - timing.s_per_video / reference.s_per_video
-    return [Cell(_percent(clock), joined_notes((timing, reference))), Cell(f"{clock / _saved_macs(timing, reference):.2f}".replace("-", "−"))]
+    return [
+        Cell(_percent(clock), joined_notes((timing, reference))),
+        Cell(f"{clock / _saved_macs(timing, reference):.2f}".replace("-", "−")),
+    ]
 
 
 def _percent(share: float) -> str:

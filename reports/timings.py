@@ -87,7 +87,7 @@ class Timing:
 
     @property
     def note(self) -> str:
-        """What a reader must see beside each of its figures: its mark, and how much of it ran compiled where not all."""
+        """What a reader must see beside each of its figures: its mark, and how much ran compiled where not all."""
         partly = [label for r in self.records if (label := _compiled(r.result)) not in ("", "compiled")]
         return " ".join(filter(None, [self.mark, *dict.fromkeys(partly)]))
 

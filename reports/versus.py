@@ -342,9 +342,9 @@ def _note(answer: Answer) -> str:
     dropped = list(dict.fromkeys(name for p in answer.pairs for name in p.dropped))
     left = f" Not on the curves, slower than a point of more GFLOPs: {', '.join(dropped)}." if dropped else ""
     return (
-        f"Accuracy is interpolated over the logarithm of cost.{left} Intervals are 95 % of one comparison each, over videos "
-        f"and, where there are several, training seeds. p is corrected (Holm) over {family} and, apart from that, "
-        f"{singles} single costs; * marks p < {SIGNIFICANT:.2g}. {answer.footnote}"
+        f"Accuracy is interpolated over the logarithm of cost.{left} Intervals are 95 % of one comparison each, "
+        "over videos and, where there are several, training seeds. p is corrected (Holm) over "
+        f"{family} and, apart from that, {singles} single costs; * marks p < {SIGNIFICANT:.2g}. {answer.footnote}"
     ).rstrip()
 
 

@@ -141,7 +141,8 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def _crossed(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float, float]:
     """A minus B of one fold, the variance of that, the sum of its terms' squares over their degrees of freedom, and
-    the variance over videos alone."""
+    the variance over videos alone.
+    """
     videos = a.shape[1]
     paired = a.mean(axis=0) - b.mean(axis=0)
     value = float(paired.mean())

@@ -40,9 +40,7 @@ def test_a_damaged_record_is_left_out_and_named(
 
 
 @pytest.mark.parametrize("name", ["per_video", "overlay"])
-def test_truncated_arrays_leave_one_record_out(
-    name: str, factory: Factory, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_truncated_arrays_leave_one_record_out(name: str, factory: Factory, capsys: pytest.CaptureFixture[str]) -> None:
     kept, damaged = factory.evaluation(TSN), factory.evaluation(V2)
     path = damaged.path / f"{name}.npz"
     path.write_bytes(path.read_bytes()[:100])
