@@ -30,7 +30,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from harness.contract.declarations import EMPTY
 from harness.contract.trace import EventKey, Trace
 from harness.errors import BenchError
-from harness.measure.counter import MacMeter, Shapes, counted_operators, product
+from harness.measure.counter import MacMeter, Shapes, counted_operators, declarable, product
 
 HOST_VALUES = 4096
 """Values per video that may leave torch in one forward (numpy, lists, single numbers): decisions, not activations."""
@@ -94,11 +94,14 @@ def audited(
     with torch.inference_mode(), audit:
         logits = recognizer.infer(clips, point, trace=trace, generator=generator).float().cpu()
     if audit.unsupported:
-        names = ", ".join(sorted(audit.unsupported))
-        raise BenchError(
-            f"{name}.infer runs {names}, whose cost is unknown; harness.measure.counter.declare gives custom operators "
-            "a formula"
+        custom = [operator for operator in audit.unsupported if declarable(operator)]
+        remedy = (
+            "harness.measure.counter.declare gives custom operators a formula"
+            if custom
+            else "torch's own operators take no formula from a method; use convolutions, linear layers, matrix products"
         )
+        names = ", ".join(sorted(custom or audit.unsupported))
+        raise BenchError(f"{name}.infer runs {names}, whose cost is unknown; {remedy}")
     told = sum(macs for measured in trace.macs.values() for macs, _ in measured)
     if not math.isclose(told, audit.total, rel_tol=1e-9):
         raise BenchError(
@@ -228,7 +231,9 @@ class _Audit(MacMeter):
                         self._outside(f"{func._overloadpacket.__name__} on the parameter {weight}")
 
     def leaves(self, values: int) -> None:
-        """So many values go where no operator shows what is done with them."""
+        """So many values go where no operator shows what is done with them; a declared operator's formula covers it."""
+        if self.believed:
+            return
         self.host_values += values
         if self.host_values > HOST_VALUES * self._videos:
             self.refuse(
@@ -237,8 +242,8 @@ class _Audit(MacMeter):
             )
 
     def starts(self, what: str) -> None:
-        """A thread or a process begins; no matter of ours where it is another thread that starts it."""
-        if threading.get_ident() == self._thread:
+        """A thread or a process begins; no matter of ours where another thread or a declared operator starts it."""
+        if not self.believed and threading.get_ident() == self._thread:
             self.refuse(f"starts {what}, where nothing is counted{_where()}")
 
     def refuse(self, what: str) -> None:

@@ -5,11 +5,12 @@
     meter.total         # MACs of convolution, linear and matmul, recurrent cells and attention included
 
 The formulas are those of `torch.utils.flop_counter` (halved: it counts a multiply-accumulate as two), with
-own ones for what it lacks: fused recurrent layers, the fused attention of `nn.MultiheadAttention` in eval
-mode, matrix-vector products, every kernel of scaled dot-product attention. What looks like a matmul, or comes from
-a library of its own, and has no formula is listed in `unsupported` and warned about; it is never counted as free in
-silence. `declare` gives a custom operator its formula. Bias, normalisation, activations, pooling, sampling and
-elementwise work count nothing: the convention of the papers (docs/measurement.md#gflops).
+own ones for what it lacks: recurrent layers, the fused attention of `nn.MultiheadAttention` in eval mode,
+matrix-vector products, every kernel of scaled dot-product attention, distances, bilinear layers, deformable
+convolution. What looks like a matmul, or comes from a library of its own, and has no formula is listed in
+`unsupported` and warned about; it is never counted as free in silence. `declare` gives a custom operator its
+formula. Bias, normalisation, activations, pooling, sampling and elementwise work count nothing: the convention of
+the papers (docs/measurement.md#gflops).
 """
 
 from __future__ import annotations
@@ -69,8 +70,7 @@ def declare(operator: str, formula: Formula) -> None:
     Raises:
         BenchError: The operator is torch's own, or has another formula already.
     """
-    library, _, name = operator.partition("::")
-    if not name or library in LIBRARIES:
+    if not declarable(operator):
         raise BenchError(f"{operator}: only operators of a library of their own (`library::name`) can be declared")
     if _declared.get(operator, formula) is not formula:
         raise BenchError(f"{operator} has been declared with another formula")
@@ -78,10 +78,16 @@ def declare(operator: str, formula: Formula) -> None:
     _plans.clear()
 
 
+def declarable(operator: str) -> bool:
+    """Whether `operator` is of a library of its own, so that `declare` takes a formula for it."""
+    library, _, name = operator.partition("::")
+    return bool(name) and library not in LIBRARIES
+
+
 def counted_operators() -> set[str]:
     """`library::name` of every operator that has a formula."""
     own = {f"aten::{packet.__name__}" for packet in (*FORMULAS, *flop_registry) if isinstance(packet, OpOverloadPacket)}
-    return own | set(_declared)
+    return own | set(OTHER_LIBRARIES) | set(_declared)
 
 
 def product(operator: str, shapes: Sequence[Shape], macs: float | None = None) -> tuple[tuple[str, Shapes], float]:
@@ -125,6 +131,7 @@ class MacMeter:
             of calls; where it is not empty, `total` is too small.
         products: What was counted, see `product`.
         declared: Custom operators that were counted by a formula given to `declare`.
+        believed: One of those runs now; what its kernel does is not looked at.
     """
 
     def __init__(self) -> None:
@@ -133,6 +140,7 @@ class MacMeter:
         self.unsupported: Counter[str] = Counter()
         self.products: defaultdict[tuple[str, Shapes], float] = defaultdict(float)
         self.declared: set[str] = set()
+        self.believed = False
         self._modes: list[_CountingMode] = []
 
     def __enter__(self) -> Self:
@@ -183,7 +191,11 @@ class _CountingMode(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         self.meter.saw(func, args, kwargs)
-        out = func(*args, **kwargs)
+        self.meter.believed = plan.name in _declared
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self.meter.believed = False
         if plan.formula is not None:
             macs = plan.formula(args, kwargs, out)
             if not macs >= 0:
@@ -217,7 +229,7 @@ def _plan(func: Any) -> _Plan:
     """Looked up once for each operator."""
     if func not in _plans:
         packet, name = func._overloadpacket, func.name().partition(".")[0]
-        formula = _declared.get(name) or FORMULAS.get(packet)
+        formula = _declared.get(name) or OTHER_LIBRARIES.get(name) or FORMULAS.get(packet)
         if formula is None and packet in flop_registry:
             formula = _halved(flop_registry[packet])
         key = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -261,6 +273,11 @@ def _recurrent_layer(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -
 def _cudnn_recurrent(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
     """cuDNN's: every step of every layer and direction multiplies by each of its weight matrices once."""
     return prod(args[0].shape[:-1]) * sum(w.numel() for w in args[1] if w.ndim == 2)
+
+
+def _recurrent(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
+    """Whole RNN, LSTM or GRU: input, state, weights; or the steps of packed sequences, batch sizes, state, weights."""
+    return _cudnn_recurrent((args[0], args[2] if isinstance(args[3], bool) else args[3]), kwargs, out)
 
 
 def _twice(forward: Formula) -> Formula:
@@ -327,6 +344,29 @@ def _cudnn_attention(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -
     return _flash_attention(0)((*args[:3], *args[4:8]), kwargs, out)
 
 
+def _affine_grid(args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> float:
+    """Each position of the grid, in homogeneous coordinates, by the matrix (B, d, d + 1) of its row."""
+    return args[0].numel() * prod(out.shape[1:-1])
+
+
+def _distances(extra: int) -> Formula:
+    """Each row (.., P, M) with each row (.., R, M); as a matrix product of rows with `extra` columns more."""
+    return lambda args, kwargs, out: out.numel() * (args[0].shape[-1] + extra)
+
+
+def _trilinear(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
+    """Two factors first, summed over what the third does not have; then that with the third."""
+    shapes = []
+    for tensor, expanded in zip(args[:3], args[3:6], strict=True):
+        shape = list(tensor.shape)
+        for dim in expanded:
+            shape.insert(dim, 1)
+        shapes.append(shape)
+    first = torch.broadcast_shapes(*shapes[:2])
+    left = [1 if dim in args[6] and dim in args[5] else side for dim, side in enumerate(first)]
+    return prod(first) + prod(torch.broadcast_shapes(left, shapes[2]))
+
+
 _MATRIX_PRODUCTS: dict[Any, Formula] = {
     aten.linear: _linear,  # these two not taken apart: torch would choose other kernels where a mode watches
     aten.matmul: _matmul,
@@ -350,6 +390,7 @@ MATRIX_PRODUCTS = {f"aten::{packet.__name__}": formula for packet, formula in _M
 FORMULAS: dict[Any, Formula] = {
     **_MATRIX_PRODUCTS,
     aten.convolution: _convolution,
+    **dict.fromkeys((aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu), _recurrent),  # nor these, for that reason
     aten.mkldnn_rnn_layer: _recurrent_layer,
     aten.mkldnn_rnn_layer_backward: _twice(_recurrent_layer),
     aten._cudnn_rnn: _cudnn_recurrent,
@@ -374,5 +415,11 @@ FORMULAS: dict[Any, Formula] = {
     aten._cudnn_attention_forward: _cudnn_attention,
     aten._cudnn_attention_forward_no_dropout_inplace: _flash_attention(1),
     aten._transformer_encoder_layer_fwd: _encoder_layer,
+    aten.affine_grid_generator: _affine_grid,
+    aten._cdist_forward: _distances(0),
+    aten._euclidean_dist: _distances(2),
+    aten._trilinear: _trilinear,
 }
 """Formulas that complete torch's, correct them (gradients of grouped convolution), or are quicker to reach."""
+OTHER_LIBRARIES: dict[str, Formula] = {"torchvision::deform_conv2d": _plain_convolution}
+"""Formulas by qualified name, so that the libraries need not be imported."""
