@@ -60,8 +60,11 @@ def disturbances(launches: Sequence[Mapping[str, Any]], beside: str | None = Non
         max((launch[name] for launch in launches if launch[name] is not None), default=None)
         for name in ("others", "gpu_others")
     )
+    cores = min((launch["clocks"]["before"]["affinity"] for launch in launches), default=1)
+    threads = min((launch["threads"] for launch in launches), default=1)
     slowed = [reason for launch in launches for reason in launch["slowed"]]
-    return [*busy_reasons(others, gpu_others), *dict.fromkeys(slowed), *([f"beside {beside}"] if beside else [])]
+    busy = busy_reasons(others, gpu_others, cores=cores, threads=threads)
+    return [*busy, *dict.fromkeys(slowed), *([f"beside {beside}"] if beside else [])]
 
 
 def check_outputs(what: str, outputs: Sequence[Mapping[str, Any] | None]) -> None:

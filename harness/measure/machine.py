@@ -43,11 +43,15 @@ GPU_SLOWDOWNS = {
 }
 """Bits of NVML's clock event reasons that hold the clocks below what was asked for; idle and set clocks do not."""
 QUIET = 0.1
-"""Largest share of the processor (of the GPU) that others may take from an undisturbed timing."""
+"""Largest share of the processor (of the GPU) that others may take from an undisturbed timing; see `busy_reasons`."""
+QUIET_CORES = 0.2
+"""So much of one core others may take from a timing of one or two threads, where there are cores enough."""
 PATIENCE_S = 60.0
 """How long a timing waits for a quiet machine."""
 WINDOW_S = 0.3
 """How long the processor is watched before it is called quiet."""
+GPU_WINDOW_S = 1.0
+"""The longest time that a GPU's utilization is averaged over."""
 LOCK_NAME, WORK_LOCK_NAME = "focusbench-latency.lock", "focusbench-work.lock"
 POLL_S = 0.2
 
@@ -212,26 +216,38 @@ class Quiet:
 
 
 def wait_until_quiet(
-    limit_s: float, *, gpu: str | None = None, on_wait: Callable[[str], None] | None = None
+    limit_s: float, *, threads: int = 1, gpu: str | None = None, on_wait: Callable[[str], None] | None = None
 ) -> Quiet:
-    """Wait until others leave the processor (and `gpu`, which must be idle here) alone, about `limit_s` at most."""
+    """Wait until others leave the processor (and `gpu`, which must be idle here) alone, about `limit_s` at most.
+
+    `threads` are to be timed. A look that finds the machine quiet is no waiting.
+    """
     waited = 0.0
     while True:
-        meter = OthersMeter()
+        began, meter = time.monotonic(), OthersMeter()
         time.sleep(WINDOW_S)
-        waited += WINDOW_S
         share, working = meter.share(), _gpu_work(gpu) if gpu is not None else None
-        reasons = busy_reasons(share, working)
-        if not reasons or waited >= limit_s:
+        reasons = busy_reasons(share, working, cores=len(own_cores()), threads=threads)
+        if not reasons:
+            return Quiet(waited, working)
+        waited += time.monotonic() - began
+        if waited >= limit_s:
             return Quiet(waited, working)
         if on_wait is not None:
             on_wait(f"waiting for a quiet machine: {', '.join(reasons)}")
 
 
-def busy_reasons(others: float | None, gpu_others: float | None = None) -> list[str]:
-    """Why a machine on which others take these shares of the processor and of the GPU is not quiet; empty if it is."""
+def busy_reasons(
+    others: float | None, gpu_others: float | None = None, *, cores: int = 1, threads: int = 1
+) -> list[str]:
+    """Why a machine on which others take these shares of the processor and of the GPU is not quiet; empty if it is.
+
+    Of the processor others may take `QUIET` of the `cores`, and at most so much of as many cores as `threads` are
+    timed (or `QUIET_CORES`): on a machine of many cores a rival with a whole one is a small share, yet it takes
+    memory bandwidth, caches and clock speed.
+    """
     reasons = []
-    if others is not None and others > QUIET:
+    if others is not None and (others > QUIET or others * cores > max(QUIET * threads, QUIET_CORES)):
         reasons.append(f"load {others:.2f} per core by other processes")
     if gpu_others is not None and gpu_others > QUIET:
         reasons.append(f"GPU busy with other work {gpu_others:.0%} of the time")
@@ -244,6 +260,18 @@ def visible_gpu() -> str:
 
 
 def _gpu_work(gpu: str) -> float | None:
+    """Share of its time that a GPU works; looked at again before it is called busy, for work of ours may just be over.
+
+    None where it does not tell.
+    """
+    working = _gpu_utilization(gpu)
+    if working is None or working <= QUIET:
+        return working
+    time.sleep(GPU_WINDOW_S)
+    return _gpu_utilization(gpu)
+
+
+def _gpu_utilization(gpu: str) -> float | None:
     rows = nvidia_smi("utilization.gpu", gpu=gpu)
     return float(rows[0]["utilization.gpu"]) / 100 if rows and rows[0]["utilization.gpu"].isdigit() else None
 

@@ -79,7 +79,8 @@ def time_all(
     with machine_lock(work_dir, patience_s=limit, on_wait=told) as beside, _scratch_folder() as scratch:
         left = max(0.0, limit - (time.monotonic() - began)) if beside is None else 0.0
         gpu = visible_gpu() if specs[0].device.startswith("cuda") else None
-        run_session(models, Workers(work_dir, scratch, timeout), Patience(left, gpu, told), report)
+        patience = Patience(left, min(spec.threads for spec in specs), gpu, told)
+        run_session(models, Workers(work_dir, scratch, timeout), patience, report)
     for model in models:
         for spec in (s for s in model.specs if s.key not in model.failed):
             examined, launches = model.examined.get(spec.key, {}), model.launches[spec.key]
@@ -122,12 +123,12 @@ def run_session(
 class Patience:
     """Waits for a quiet machine before each launch; one limit for all of them."""
 
-    def __init__(self, limit_s: float, gpu: str | None, on_wait: Callable[[str], None]) -> None:
-        self.left, self.gpu, self.on_wait = limit_s, gpu, on_wait
+    def __init__(self, limit_s: float, threads: int, gpu: str | None, on_wait: Callable[[str], None]) -> None:
+        self.left, self.threads, self.gpu, self.on_wait = limit_s, threads, gpu, on_wait
 
     def __call__(self) -> float | None:
         """Share of its time that the GPU works for others when waiting ends; None where it is not known."""
-        quiet = wait_until_quiet(self.left, gpu=self.gpu, on_wait=self.on_wait)
+        quiet = wait_until_quiet(self.left, threads=self.threads, gpu=self.gpu, on_wait=self.on_wait)
         self.left -= quiet.waited_s
         return quiet.gpu_others
 

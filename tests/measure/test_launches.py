@@ -20,7 +20,7 @@ from harness.store.records import LATENCY_SCHEMA
 
 
 def launch(ms=10.0, forwards=4, **changes):
-    clocks = {"before": {"cpu_mhz": 1}, "after": {"cpu_mhz": 2}}
+    clocks = {"before": {"cpu_mhz": 1, "affinity": 2}, "after": {"cpu_mhz": 2, "affinity": 2}}
     return {
         "status": "ok",
         "wall_s": [ms / 1e3] * forwards,
@@ -103,6 +103,12 @@ def test_summary_in_closed_form():
 )
 def test_one_disturbed_launch_marks_the_record(changes, words):
     assert merged([launch(), launch(**changes), launch()])["disturbed"] == words
+
+
+@pytest.mark.parametrize(("threads", "disturbed"), [(1, True), (8, True), (16, False)])
+def test_a_rival_on_one_of_many_cores_disturbs_a_timing_of_few_threads(threads, disturbed):
+    many = {"before": {"affinity": 16}, "after": {"affinity": 16}}
+    assert bool(disturbances([launch(others=1 / 16, threads=threads, clocks=many)])) is disturbed
 
 
 def test_work_of_our_own_beside_it_marks_the_record():

@@ -76,12 +76,13 @@ def test_what_failed_or_ran_out_of_memory_is_not_launched_again() -> None:
 def test_a_limit_of_waiting_is_shared_by_all_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = []
 
-    def wait(limit_s: float, *, gpu: str | None, on_wait: Any) -> Quiet:
+    def wait(limit_s: float, *, threads: int, gpu: str | None, on_wait: Any) -> Quiet:
+        assert threads == 2
         limits.append(limit_s)
         return Quiet(25.0, 0.5)
 
     monkeypatch.setattr(timing_session, "wait_until_quiet", wait)
-    patience = Patience(60.0, "0", print)
+    patience = Patience(60.0, 2, "0", print)
     assert [patience() for _ in range(3)] == [0.5] * 3
     assert limits == [60.0, 35.0, 10.0]
 
