@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from harness.compat.memory import is_out_of_memory
@@ -41,6 +41,7 @@ from harness.layers.heavy import Call, wrapped
 from harness.layers.memory_format import MEMORY_FORMATS, set_memory_format
 from harness.layers.precision import DTYPES, in_precision
 from harness.measure.machine import OthersMeter, conditions, fingerprint, machine, slowed
+from harness.measure.views import Viewed, joined, view_datasets
 
 PHASES = ("decode", "transform", "transfer", "model")
 GPU_WARMUP_S = 0.5
@@ -128,7 +129,7 @@ def prepared(
 
 
 def measure_latency(
-    recognizer: EfficientRecognizer,
+    recognizer: EfficientRecognizer | Viewed,
     batches: Sequence[Clips],
     point_settings: Mapping[str, Any] = EMPTY,
     *,
@@ -143,8 +144,8 @@ def measure_latency(
     """Time `recognizer.infer` on `batches`.
 
     Args:
-        recognizer: `prepared`.
-        batches: Collated real inputs on the host, uint8 (B, T, 3, H, W) per request.
+        recognizer: `prepared`; `Viewed` where a sample is a forward of each of several views.
+        batches: Collated real inputs on the host, uint8 (B, T, 3, H, W) per request; of several views `joined`.
         point_settings: Settings of the operating point.
         device: Where the recognizer is.
         min_iterations: Timed forwards, at least; whole rounds over all batches are run.
@@ -205,7 +206,7 @@ def measure_latency(
 
 
 def phases(
-    recognizer: EfficientRecognizer,
+    recognizer: EfficientRecognizer | Viewed,
     videos: VideoSet,
     split: str,
     requests: Sequence[ClipRequest],
@@ -213,21 +214,24 @@ def phases(
     *,
     device: str | torch.device = "cpu",
     count: int = 8,
+    views: str = "centre",
 ) -> dict[str, Any]:
     """Where the time of a video goes from file to logits, for `count` videos spread over `split`, one by one.
 
-    Nothing comes from a cache: every video is decoded again. The first one is a warm-up of all phases.
+    Nothing comes from a cache: every video is decoded again. The first one is a warm-up of all phases. With several
+    `views` (then the recognizer is `Viewed`) transform, transfer and model are of all of them, decode is once.
 
     Returns:
         `phases_s`: decode, transform (resize, crop, collate), transfer and model, mean seconds per video;
         `frames_decoded`: frames that the decoder decoded per video to reach those that were asked for.
     """
     target = torch.device(device)
-    dataset = ClipDataset(videos, split, requests, train=False, seed=0, cache_bytes=0)
-    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
+    datasets = view_datasets(videos, split, requests, views, cache_bytes=0)
+    number = len(datasets[0])
+    chosen = np.linspace(0, number - 1, min(count, number)).round().astype(int).tolist()
     forward = _forward(recognizer.to(target).eval(), point_settings, target, None)
-    _loaded_forward(dataset, chosen[0], forward, target)
-    runs = [_loaded_forward(dataset, index, forward, target) for index in chosen]
+    _loaded_forward(datasets, chosen[0], forward, target)
+    runs = [_loaded_forward(datasets, index, forward, target) for index in chosen]
     return {
         "phases_s": {name: sum(run[name] for run in runs) / len(chosen) for name in PHASES},
         "frames_decoded": sum(run["frames"] for run in runs) / len(chosen),
@@ -281,11 +285,13 @@ def to_device(clips: Clips, device: torch.device) -> dict[str, Tensor]:
     return moved
 
 
-def _loaded_forward(dataset: ClipDataset, index: int, forward: Forward, device: torch.device) -> dict[str, float]:
+def _loaded_forward(
+    datasets: Sequence[ClipDataset], index: int, forward: Forward, device: torch.device
+) -> dict[str, float]:
     """Seconds of each phase for one video from file to logits, and the frames that its decoder decoded."""
     marks = [time.perf_counter()]
-    item = dataset[index]
-    clips = collate([item])["inputs"]
+    items = [dataset[index] for dataset in datasets]
+    clips = joined([collate([item])["inputs"] for item in items])
     marks.append(time.perf_counter())
     moved = to_device(clips, device)
     marks.append(time.perf_counter())
@@ -293,12 +299,13 @@ def _loaded_forward(dataset: ClipDataset, index: int, forward: Forward, device: 
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
     marks.append(time.perf_counter())
-    wanted = sorted(set().union(*item["data_samples"].metainfo["frame_indices"].values()))
+    wanted = sorted(set().union(*items[0]["data_samples"].metainfo["frame_indices"].values()))
     tally: Counter[str] = Counter()
-    decode(dataset.entries[index].path, wanted, template=dataset.card.template, tally=tally)
+    decode(datasets[0].entries[index].path, wanted, template=datasets[0].card.template, tally=tally)
     marks.append(time.perf_counter())
     loading, transfer, model, decoding = np.diff(marks).tolist()
-    phases_s = dict(zip(PHASES, (decoding, max(0.0, loading - decoding), transfer, model), strict=True))
+    transform = max(0.0, loading - len(datasets) * decoding)  # each view's dataset has decoded
+    phases_s = dict(zip(PHASES, (decoding, transform, transfer, model), strict=True))
     return {**phases_s, "frames": float(tally["frames"])}
 
 
@@ -308,7 +315,7 @@ def _compiled(call: Call, mode: str) -> Call:
 
 
 def _forward(
-    recognizer: EfficientRecognizer, settings: Mapping[str, Any], device: torch.device, test_seed: int | None
+    recognizer: EfficientRecognizer | Viewed, settings: Mapping[str, Any], device: torch.device, test_seed: int | None
 ) -> Forward:
     generator = None if test_seed is None else torch.Generator(device).manual_seed(test_seed)
 
@@ -405,14 +412,14 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _peak_memory(
-    forward: Forward, recognizer: EfficientRecognizer, batches: Sequence[Clips], device: torch.device
+    forward: Forward, recognizer: nn.Module, batches: Sequence[Clips], device: torch.device
 ) -> int:
     """Most bytes of tensors alive at once, weights and one batch included, over one more forward of each batch."""
     return max(_peak_of(forward, recognizer, batch, device) for batch in batches)
 
 
 def _peak_of(
-    forward: Forward, recognizer: EfficientRecognizer, batch: Clips, device: torch.device
+    forward: Forward, recognizer: nn.Module, batch: Clips, device: torch.device
 ) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

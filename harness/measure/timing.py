@@ -30,6 +30,7 @@ from harness.measure.counter import MacMeter
 from harness.measure.evaluation import Evaluator
 from harness.measure.latency import Output, describe, measure_latency, phases, prepared, to_device
 from harness.measure.metrics import evaluate, reported
+from harness.measure.views import Viewed, joined, view_datasets
 from harness.plan.building import build_recognizer
 from harness.plan.protocol import Protocol
 from harness.plan.units import LatencySpec
@@ -81,10 +82,9 @@ class _Model:
         count = -(-max(TIMED_VIDEOS, 2 * batch) // batch) * batch
         return np.linspace(0, len(self.videos.splits[self.protocol.test_split]) - 1, count).round().astype(int)
 
-    def items(self, requests: tuple[Any, ...], chosen: np.ndarray) -> list[Any]:
-        """Samples of the chosen videos through the test pipeline."""
-        dataset = ClipDataset(self.videos, self.protocol.test_split, requests, train=False, seed=0)
-        return [dataset[int(i)] for i in chosen]
+    def views(self, requests: tuple[Any, ...]) -> list[ClipDataset]:
+        """The test split, a dataset for each view of the protocol."""
+        return view_datasets(self.videos, self.protocol.test_split, requests, self.protocol.views)
 
 
 def time_launch(
@@ -107,8 +107,9 @@ def time_launch(
     model = _model(setup, work_dir)
     code = sources.loaded("latency", [model.record.result["sources"]])
     table = CostTable.from_rows(model.record.result["cost"]["table"])
-    drawn = model.protocol.test_randomness == "sampled"
-    samples: list[Any] = []
+    drawn, views = model.protocol.test_randomness == "sampled", model.protocol.views
+    timed = model.recognizer if views == "centre" else Viewed(model.recognizer)
+    samples: list[list[Any]] = []  # of each view
     loaded: tuple[Any, ...] | None = None
     with prepared(
         model.recognizer,
@@ -121,13 +122,15 @@ def time_launch(
             settings = model.entry(spec.point)["settings"]
             requests, chosen = tuple(model.recognizer.clip_requests(settings)), model.chosen(spec.batch)
             if (requests, len(chosen)) != loaded:  # one point after the other asks for the same clips
-                samples, loaded = model.items(requests, chosen), (requests, len(chosen))
+                samples = [[dataset[int(i)] for i in chosen] for dataset in model.views(requests)]
+                loaded = (requests, len(chosen))
             batches = [
-                collate(samples[i : i + spec.batch])["inputs"] for i in range(0, len(samples), spec.batch)
+                joined([collate(view[i : i + spec.batch])["inputs"] for view in samples])
+                for i in range(0, len(chosen), spec.batch)
             ]
             launches = int(spec.options.get("launches", 1))
             measured, outputs = measure_latency(
-                model.recognizer,
+                timed,
                 batches,
                 settings,
                 device=device,
@@ -140,15 +143,14 @@ def time_launch(
             parts: dict[str, Any] = {}
             if first and measured["status"] == "ok":
                 split = model.protocol.test_split
-                parts = phases(model.recognizer, model.videos, split, requests, settings, device=device)
-            comparable = not drawn and model.protocol.views == "centre" and outputs
+                parts = phases(timed, model.videos, split, requests, settings, device=device, views=views)
             arrays = model.evaluated(spec.point) if reference is None else reference[spec.point]
             dataset = model.record.result["dataset"]
             yield spec, {
                 **measured,
                 **parts,
                 "phases_s": {**parts.get("phases_s", {}), **measured["phases_s"]},
-                "outputs": compared(outputs, arrays, chosen) if comparable else None,
+                "outputs": compared(outputs, arrays, chosen) if outputs and not drawn else None,
                 "threads": torch.get_num_threads(),
                 "device": describe(device),
                 "dataset": {"name": dataset["name"], "fingerprint": dataset["fingerprint"]},
@@ -190,8 +192,8 @@ def compared(outputs: Sequence[Output], arrays: Arrays, chosen: np.ndarray) -> d
         chosen: Places (N,) of the timed videos among them.
 
     Returns:
-        `videos`; `differing`, how many differ in a logit by more than `SAME` or left at another exit; `exits`, how
-        many of those left at another exit; `largest` difference of a logit.
+        `videos`, each once however often it was timed; `differing`, how many differ in a logit by more than `SAME` or
+        left at another exit; `exits`, how many of those left at another exit; `largest` difference of a logit.
     """
     logits = torch.cat([o.logits for o in outputs]).float().cpu().numpy()
     wanted = arrays["logits"][chosen]
@@ -203,9 +205,9 @@ def compared(outputs: Sequence[Output], arrays: Arrays, chosen: np.ndarray) -> d
         exits = np.concatenate(steps) != arrays["exits"][chosen]
     differs = exits | ~(difference <= SAME * scale)  # also where it is not a number
     return {
-        "videos": len(chosen),
-        "differing": int(differs.sum()),
-        "exits": int(exits.sum()),
+        "videos": len(np.unique(chosen)),
+        "differing": len(np.unique(chosen[differs])),
+        "exits": len(np.unique(chosen[exits])),
         "largest": float(difference.max()),
     }
 
@@ -311,9 +313,9 @@ def _model(spec: LatencySpec, work_dir: Path) -> _Model:
 
 
 def _clips(model: _Model, name: str) -> list[dict[str, Tensor]]:
-    """The timed videos at a point, in batches of 16."""
-    requests = tuple(model.recognizer.clip_requests(model.entry(name)["settings"]))
-    samples = model.items(requests, model.chosen(16))
+    """The timed videos at a point (the first view), in batches of 16."""
+    dataset = model.views(tuple(model.recognizer.clip_requests(model.entry(name)["settings"])))[0]
+    samples = [dataset[int(i)] for i in model.chosen(16)]
     return [collate(samples[i : i + 16])["inputs"] for i in range(0, len(samples), 16)]
 
 

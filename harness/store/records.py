@@ -132,7 +132,7 @@ LATENCY_SCHEMA: dict[str, str] = {
     "the cores' time that other processes took, or null), gpu_others (share of the GPU's time before it, or null), "
     "slowed (list of str, what held the clocks down), clocks {before, after: while the device worked}}",
     "disturbed": "list of str, what disturbed the timing; empty where nothing is known to have done so",
-    "outputs": "null (decisions are drawn, several views) or {videos, differing, exits, largest}: timed forwards "
+    "outputs": "null (decisions are drawn) or {videos, differing, exits, largest}: timed forwards "
     "against the evaluation, of the launch that differs most: videos whose logits or exit differ, those whose exit "
     "does, largest difference of a logit",
     "device_s": "list of float or null, the same by device events",

@@ -21,6 +21,7 @@ from harness.errors import BenchError, UsageError
 from harness.measure import latency
 from harness.measure.latency import is_out_of_memory, phases, prepared, set_memory_format
 from harness.measure.launches import summary
+from harness.measure.views import Viewed, joined
 from harness.store.records import LATENCY_SCHEMA
 
 SETUP = ("device", "dtype", "compile", "memory_format")
@@ -88,6 +89,18 @@ def test_samples_are_the_seconds_of_each_forward(toy):
     assert found["videos"] == [2, 1, 2, 1]
     assert found["phases_s"] == {"transfer": 0, "model": pytest.approx(8 / 6)}
     assert (found["status"], found["device_s"]) == ("ok", None)
+
+
+def test_a_sample_of_several_views_is_a_forward_of_each(toy):
+    def rows(trace):
+        (counts,) = trace.counts.values()
+        return counts
+
+    batches = [joined([clips(seconds, 2) for seconds in (1, 2, 4)])]
+    found, outputs = latency.measure_latency(Viewed(toy), batches, min_iterations=2, min_seconds=0, gflops=rows)
+    assert (found["wall_s"], found["videos"], found["gflops"]) == ([7, 7], [2, 2], [2 * 3 * 2] * 2)
+    assert [o.logits.shape for o in outputs] == [(2, 2)]
+    assert joined([clips(1)]).keys() == {"frames"}
 
 
 def test_fields_are_those_of_the_schema(toy):
@@ -283,6 +296,9 @@ def test_phases_from_file_to_logits(tmp_path):
     assert set(found["phases_s"]) == {"decode", "transform", "transfer", "model"}
     assert all(seconds >= 0 for seconds in found["phases_s"].values())
     assert [call["point"] for call in toy.calls] == [{"frames": 4}] * 2  # one video, once to warm up
+    toy.calls.clear()
+    assert phases(Viewed(toy), videos, "test", requests, {"frames": 4}, views="three-crop")["frames_decoded"] == 11
+    assert len(toy.calls) == 2 * 3
 
 
 def write_video(path, frames, first=0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from harness.contract.declarations import EMPTY, OperatingPoint
+from harness.contract.declarations import EMPTY, ClipRequest, OperatingPoint
 from harness.contract.recognizer import EfficientRecognizer
 from harness.layers.backbone import Backbone
+from harness.measure import evaluation, timing
 from harness.measure.latency import Output
+from harness.measure.launches import check_outputs
 from harness.measure.timing import agreement, box_agreement, compared, heavy_share
+from harness.plan.protocol import Protocol
+from harness.plan.units import DataSpec, LatencySpec
+
+from mmaction.structures import ActionDataSample
 
 CHOSEN = np.array([0, 2, 4, 5])
 EVALUATED = {"logits": np.arange(18, dtype=np.float32).reshape(6, 3), "exits": np.array([0, 1, 2, 0, 1, 2])}
@@ -40,6 +47,16 @@ def test_rounding_is_no_difference_but_less_work_is():
     assert found["largest"] == pytest.approx(5, rel=0.01)
     early = compared(outputs(exits=[0, 0, 0, 0]), EVALUATED, CHOSEN)
     assert (early["differing"], early["exits"]) == (3, 3)
+
+
+def test_a_video_that_is_timed_often_counts_once():
+    """Small splits repeat videos; one that flips its exit is one video, not a share of the forwards."""
+    chosen = np.array([0, 0, 2, 2, 5, 5])
+    exits = EVALUATED["exits"][chosen]
+    exits[chosen == 2] = 0
+    found = compared(outputs(EVALUATED["logits"][chosen], exits), EVALUATED, chosen)
+    assert (found["videos"], found["differing"], found["exits"]) == (3, 1, 1)
+    check_outputs("tsn at full", [found])
 
 
 def test_no_number_and_no_exit_are_differences():
@@ -88,6 +105,47 @@ class Looker(EfficientRecognizer):
 def looker():
     torch.manual_seed(0)
     return Looker().eval()
+
+
+class Crops:
+    """In place of `ClipDataset`: a video's views differ."""
+
+    def __init__(self, videos, split, requests, *, view, **_):
+        self.view = view
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        if index >= 3:
+            raise IndexError
+        frames = torch.full((1, 3, 1, 1), 20 * index + 60 * self.view, dtype=torch.uint8)
+        return {"inputs": {"frames": frames}, "data_samples": ActionDataSample().set_gt_label(0)}
+
+
+@pytest.mark.parametrize(("views", "number"), [("centre", 1), ("three-crop", 3)])
+def test_all_views_are_timed_and_say_what_was_evaluated(looker, monkeypatch, views, number):
+    monkeypatch.setattr(evaluation, "ClipDataset", Crops)
+    monkeypatch.setattr("harness.measure.views.ClipDataset", Crops)
+    protocol, videos = Protocol(views=views), SimpleNamespace(splits={"test": [None] * 3})
+    looker.clip_requests = lambda settings: (ClipRequest(1),)
+    evaluator = evaluation.Evaluator(looker, videos, protocol)
+    found = evaluator.run(OperatingPoint("full"), "test")
+    table, _ = evaluator.cost_table([found])
+    record = SimpleNamespace(
+        arrays=lambda: {"full_logits": found.logits},
+        result={
+            "points": [{"name": "full", "settings": {}, "prefix": "full"}], "cost": {"table": table.rows()},
+            "sources": {}, "dataset": {"name": "crops", "fingerprint": "f"},
+        },
+    )  # fmt: skip
+    monkeypatch.setattr(timing, "_model", lambda spec, work_dir: timing._Model(looker, record, videos, protocol))
+    options = {"launches": 20, "min_seconds": 0}
+    data = DataSpec("crops", "data", "tiny")
+    spec = LatencySpec("e", "looker", "tiny", data, 0, "full", 3, "m", "cpu", options=options)
+    ((_, measured),) = timing.time_launch([spec], Path("results"), first=False)
+    assert measured["outputs"] == {"videos": 3, "differing": 0, "exits": 0, "largest": pytest.approx(0, abs=1e-4)}
+    assert measured["gflops"] == pytest.approx([3 * number * 16 / 1e9] * len(measured["gflops"]))
 
 
 CLIPS = [{"frames": torch.randint(0, 256, (2, 1, 3, 1, 1), dtype=torch.uint8)} for _ in range(2)]
