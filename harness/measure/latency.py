@@ -45,7 +45,7 @@ from harness.measure.views import Viewed, joined, view_datasets
 
 PHASES = ("decode", "transform", "transfer", "model")
 GPU_WARMUP_S = 0.5
-PEAK_BATCHES = 4
+PEAK_BATCHES = 2
 """Batches whose peak memory is measured: those for which most was executed."""
 RECOMPILATIONS = 256
 """Of one network in one process, at most: each number of frames, batch size and number of videos left is a shape."""
