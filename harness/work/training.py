@@ -199,7 +199,7 @@ def _runner(
         log_level="WARNING",
         visualizer={"type": "Visualizer", "vis_backends": [{"type": "TensorboardVisBackend"}]},
         randomness={"seed": spec.seed},
-        experiment_name=spec.key,
+        experiment_name=f"{spec.key}-{time.monotonic_ns()}",  # its log's: mmengine shares logs of one name and second
         default_scope="mmengine",
         **runner_launch(device),
     )

@@ -46,7 +46,10 @@ def test_what_the_weights_have_seen_is_disclosed(tmp_path: Path) -> None:
 
 
 def test_what_changed_in_mid_training_is_told(tmp_path: Path) -> None:
-    stages = [{"epochs": 1, "shared": False, "changed_midway": [*m]} for m in ([], ["harness.layers.crop"])]
-    training = {"seconds": 1.0, "own_seconds": 1.0, "samples": 8, "stages": stages, "departures": []}
+    stage = {"name": "train", "method": "tsn", "epochs": 1, "seconds": 1.0, "samples": 8, "shared": False}
+    stages = [{**stage, "changed_midway": [*m]} for m in ([], ["harness.layers.crop"])]
+    training = {
+        "seconds": 1.0, "own_seconds": 1.0, "samples": 8, "stages": stages, "departures": [], "device": "cpu"
+    }  # fmt: skip
     told = f"Changed while {TSN.title} was trained: harness.layers.crop."
     assert told in group_of(tmp_path, {}, {}, training=training).notes
