@@ -28,8 +28,9 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from harness.errors import FAILED, OK, BenchError
-from harness.measure.machine import conditions, fingerprint, governor, installed, machine
+from harness.measure.machine import conditions, fingerprint, governor, machine
 from harness.measure.provenance import ROOT
+from harness.store.sources import installed
 
 Level = Literal["ok", "warn", "fail"]
 GIB = 1 << 30

@@ -19,6 +19,7 @@ from harness.contract.declarations import OperatingPoint
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.trace import Trace
 from harness.data.clips import ClipDataset, collate
+from harness.data.transforms import VIEWS
 from harness.errors import BenchError
 from harness.measure.audit import Audited, audited, repeat
 from harness.measure.cost_table import CostTable, metered, whole_check
@@ -136,15 +137,14 @@ class Evaluator:
 
     def run(self, point: OperatingPoint, split: str, *, overlay: bool = False) -> PointResult:
         """Logits and trace of every video of `split` at `point`."""
-        if self.protocol.views == "centre":
-            return self._run_view(point, split, 0, overlay)
-        first, *others = (self._run_view(point, split, view, overlay and view == 0) for view in range(3))
+        views = VIEWS[self.protocol.views]
+        first, *others = (self._run_view(point, split, view, overlay and view == 0) for view in range(views))
         for other in others:
             first.logits = first.logits + other.logits
             _add_counts(first.trace.counts, other.trace.counts, len(first.logits))
             _add_counts(first.trace.accounted, other.trace.accounted, len(first.logits))
             first.audit = first.audit.merged(other.audit)
-        first.logits /= 3
+        first.logits /= views
         return first
 
     def cost_table(self, results: Sequence[PointResult]) -> tuple[CostTable, dict[str, Any]]:

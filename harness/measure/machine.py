@@ -24,12 +24,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from harness.contract.values import digest
 from harness.errors import BenchError
+from harness.store.sources import installed
 
 GPU_CONDITIONS = (
     "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_throttle_reasons.active",
@@ -104,14 +104,6 @@ def _cpu_facts() -> dict[str, str]:
     except OSError:
         return {}
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def installed(package: str) -> str | None:
-    """Version of an installed package, read from its metadata without importing it."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def nvidia_smi(*fields: str, gpu: str | None = None) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ Which project sources it rests on, and whether they have changed since, is `harn
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import subprocess
@@ -12,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.measure.machine import fingerprint, installed, machine
+from harness.measure.machine import fingerprint, machine
+from harness.store.sources import installed
 
 PACKAGES = (
     "focusbench", "torch", "torchvision", "mmengine", "mmaction2", "mmcv-lite", "numpy", "scipy", "av",
@@ -21,6 +23,11 @@ PACKAGES = (
 ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "WORLD_SIZE",
                "MALLOC_MMAP_MAX_")
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second: when a record was created."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def provenance(command: Sequence[str]) -> dict[str, Any]:

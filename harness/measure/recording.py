@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from harness.measure.cost_table import CostTable
 from harness.measure.evaluation import Evaluator, PointResult
 from harness.measure.metrics import evaluate, reported
 from harness.measure.points import shown_points
-from harness.measure.provenance import provenance
+from harness.measure.provenance import now, provenance
 from harness.plan.building import build_recognizer
 from harness.plan.protocol import Protocol
 from harness.plan.units import EvalSpec
@@ -56,7 +55,7 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
     result = {
         "kind": "evaluation",
         "key": spec.key,
-        "created": _now(),
+        "created": now(),
         "method": _method(spec, recognizer),
         "dataset": {**_dataset(videos), "part": spec.data.fold or spec.data.test},
         "data": asdict(spec.data),
@@ -222,7 +221,3 @@ def _artifact(work_dir: Path, key: str) -> dict[str, Any]:
 
 def _protocol(values: Mapping[str, Any]) -> Protocol:
     return from_mapping(Protocol, {**values, "budgets": tuple(values["budgets"])})
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -50,21 +50,23 @@ def build(
 
 def constructor_settings(cls: type[EfficientRecognizer]) -> set[str]:
     """Names of all keyword settings a recognizer class takes, its bases and mixins included."""
-    bases = cls.__mro__[: cls.__mro__.index(EfficientRecognizer) + 1]
-    inits = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
-    taken = [inspect.signature(init).parameters.values() for init in inits]
-    names = {p.name for parameters in taken for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    return names - NOT_SETTINGS
+    return set(_setting_parameters(cls))
 
 
 def setting_defaults(cls: type[EfficientRecognizer]) -> dict[str, Any]:
-    """The keyword settings of a recognizer class that have a default, its bases included."""
-    defaults: dict[str, Any] = {}
-    for base in reversed(cls.__mro__):
-        if issubclass(base, EfficientRecognizer):
-            parameters = inspect.signature(base.__init__).parameters.values()
-            defaults |= {p.name: p.default for p in parameters if p.default is not p.empty}
-    return {name: value for name, value in defaults.items() if name not in NOT_SETTINGS}
+    """The keyword settings of a recognizer class that have a default, its bases and mixins included."""
+    parameters = _setting_parameters(cls)
+    return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+
+
+def _setting_parameters(cls: type[EfficientRecognizer]) -> dict[str, inspect.Parameter]:
+    """Setting -> the constructor parameter that takes it; a derived class's own comes before its bases'."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in reversed(cls.__mro__[: cls.__mro__.index(EfficientRecognizer) + 1]):
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters
+            found |= {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return {name: p for name, p in found.items() if name not in NOT_SETTINGS}
 
 
 def full_settings(method: str, size: str, resolution: int, changes: Mapping[str, Any]) -> dict[str, Any]:

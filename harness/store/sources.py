@@ -101,7 +101,7 @@ def loaded(kind: Kind, inputs: Iterable[Mapping[str, str]] = ()) -> dict[str, st
 
 def made_with(device: str) -> dict[str, str]:
     """The surroundings that a result rests on: `cpu` or `cuda`, and versions of packages."""
-    return {"device": device.partition(":")[0], **{name: _version(name) for name in PACKAGES}}
+    return {"device": device.partition(":")[0], **{name: installed(name) or "not installed" for name in PACKAGES}}
 
 
 def changed(result: Mapping[str, Any], device: str) -> list[str]:
@@ -123,11 +123,12 @@ def _shapes(name: str) -> tuple[Kind, ...]:
     return SHAPES.get(name, TRAINS)
 
 
-def _version(package: str) -> str:
+def installed(package: str) -> str | None:
+    """Version of an installed package, read from its metadata without importing it."""
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return None
 
 
 def _is_code(path: Path) -> bool:

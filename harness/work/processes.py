@@ -1,4 +1,4 @@
-"""What every process of a run does first: end with its parent, keep to its threads; and how it tells an error."""
+"""What every process of a run does first: end with its parent, keep to its threads; and how a failed one is told."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def use_threads(number: int) -> None:
 
     torch.set_num_threads(number)
     cv2.setNumThreads(number)
+
+
+def how_ended(code: int) -> str:
+    """What a process that went wrong did, by its return code as `subprocess` gives it."""
+    return f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
 
 
 def told_by_worker(error: Exception) -> str:

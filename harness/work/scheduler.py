@@ -27,6 +27,7 @@ from harness.store.files import write_json
 from harness.store.records import read_record
 from harness.store.work_dir import failure_file, locked, set_aside
 from harness.work.jobs import STOPPED
+from harness.work.processes import how_ended
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
 """glibc keeps freed memory instead of returning it after every operator: about a fifth of a CPU training step."""
@@ -348,7 +349,7 @@ class Scheduler:
         elif code == STOPPED or (self.stopping and "error" not in task.progress):
             task.status, task.reason = "stopped", "stopped on request; run the same command again to go on"
         else:
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
+            how = how_ended(code)
             if -code == signal.SIGKILL:
                 how += ", most likely because memory ran out (--jobs 1 or a smaller stage.batch_size takes less)"
             self._fail(task, str(task.progress.get("error", f"the job {how}; see {process.log}")), process.log)

@@ -7,7 +7,6 @@ meanwhile falls on all of them, and the luck of one start (where memory lies, wh
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import shlex
@@ -26,9 +25,10 @@ from typing import Any
 from harness.errors import BenchError
 from harness.measure.launches import check_outputs, merged
 from harness.measure.machine import machine_lock, visible_gpu, wait_until_quiet
-from harness.measure.provenance import provenance
+from harness.measure.provenance import now, provenance
 from harness.plan.units import LatencySpec, to_plain
 from harness.store.records import commit_record
+from harness.work.processes import how_ended
 
 SCRATCH = "focusbench-timing-"
 Report = Callable[[str, Mapping[str, Any]], None]
@@ -179,8 +179,7 @@ class Workers:
             answers: Mapping[str, Any] = json.loads(out.read_text())
             return answers
         code = process.returncode
-        how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
-        reason = f"took longer than --timeout {self.timeout:g} s" if late.is_set() else f"the launch ended with {how}"
+        reason = f"took longer than --timeout {self.timeout:g} s" if late.is_set() else f"the launch {how_ended(code)}"
         return {spec.key: {"error": reason} for spec in specs}
 
 
@@ -219,7 +218,7 @@ def record(
         "precision": examined.get("precision"),
         "kind": "latency",
         "key": spec.key,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": now(),
         "evaluation": spec.evaluation,
         "method": {"name": spec.method, "size": spec.size},
         "seed": spec.seed,
