@@ -35,16 +35,16 @@ class PatchPolicy(nn.Module):
         if centred:
             _centre(self.fc)
 
-    def forward(self, maps_BTDHW: Tensor, state_1BH: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Actions (B, T, 2) in [0, 1] and the GRU's state after the last frame (1, B, H).
+    def forward(self, maps_BTDHW: Tensor, state_BH: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Actions (B, T, 2) in [0, 1] and the GRU's state after the last frame (B, H).
 
         Runs in the weights' precision, also inside autocast: bfloat16 would move the patch.
         """
         with no_autocast(maps_BTDHW):
             maps = maps_BTDHW.to(self.fc.weight.dtype)
             codes_BTH = self.encoder(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
-            out, state_1BH = self.gru(codes_BTH, state_1BH)
-            return torch.sigmoid(self.fc(out)), state_1BH
+            out, state_1BH = self.gru(codes_BTH, None if state_BH is None else state_BH[None])
+            return torch.sigmoid(self.fc(out)), state_1BH[0]
 
 
 class ClipPolicy(nn.Module):

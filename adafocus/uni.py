@@ -13,10 +13,8 @@ classifier's MLP, C classes, K exits, P the patch's side.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,11 +31,11 @@ from adafocus.uni_policies import (
     per_candidate,
     size_prior,
 )
+from harness.contract.components import component
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
-from harness.contract.exits import NEVER, point_thresholds, staying
+from harness.contract.frames import Frames
 from harness.contract.groups import Positive
 from harness.contract.recognizer import Clips
-from harness.contract.trace import Trace
 from harness.errors import UsageError
 from harness.layers.backbones import build_backbone, published
 from harness.layers.crop import (
@@ -89,35 +87,24 @@ PIXEL_DEPARTURE = (
 )
 
 
-class _Glance(NamedTuple):
-    """What the glance yields; rows are videos."""
+class _Plan(NamedTuple):
+    """What is to be looked at, in processing order; rows are videos."""
 
-    maps_BTDHW: Tensor
-    vectors_BTD: Tensor
-    peaks_BTH: Tensor
-
-
-@dataclass
-class _Plan:
-    """What is still to be looked at, and what the looks so far have left; rows are the videos still there."""
-
-    candidates: Tensor
-    """Of all videos, those that left included: frames are copied only where they are looked at."""
-    there_B: Tensor
-    """Rows of `candidates`."""
     indices_BN: Tensor
     actions_BN4: Tensor
     context_BH: Tensor
     peak_BH: Tensor | None = None
 
-    def frames(self, start: int, end: int) -> Tensor:
-        """The frames (B, end - start, 3, H, W) to be looked at from `start` to `end` - 1."""
-        return self.candidates[self.there_B[:, None], self.indices_BN[:, start:end]]
 
-    def keep(self, rows: Tensor) -> _Plan:
-        peak = None if self.peak_BH is None else self.peak_BH[rows]
-        kept = (self.there_B[rows], self.indices_BN[rows], self.actions_BN4[rows], self.context_BH[rows])
-        return _Plan(self.candidates, *kept, peak)
+class _State(NamedTuple):
+    """What is known of the videos still there."""
+
+    clips: Mapping[str, Frames]
+    places_BN2: Tensor | None
+    """Random places, where they are drawn."""
+    glance: tuple[Tensor, Tensor, Tensor] | None = None
+    """Maps (B, T, D, h, w), vectors (B, T, D) and running maximum (B, H); None before the glance, and with a plan."""
+    plan: _Plan | None = None
 
 
 @MODELS.register_module()
@@ -178,8 +165,9 @@ class UniAdaFocus(GlanceAndFocus):
         self.stop_gradient, self.pixel_gradient = stop_gradient, pixel_gradient
         self.exit_score = exits.exit_score
         self.register_buffer("order", torch.tensor(frame_order(exits.order, frames)), persistent=False)
-        self.exit_ends = [*range(0, frames, exits.exit_every), frames] if exits.exit_every else []
-        self.exits = len(self.exit_ends)
+        ends = [*range(0, frames, exits.exit_every), frames] if exits.exit_every else [frames]
+        self.exit_frames = [glance_frames + end for end in ends]
+        self.exits = len(ends) if exits.exit_every else 0
 
         self.glance = build_backbone(networks.glance)
         self.focus = build_backbone(networks.focus)
@@ -293,7 +281,8 @@ class UniAdaFocus(GlanceAndFocus):
         Source: docs/methods/uni-adafocus.md#spatial-policy, #losses.
         """
         batch = len(target_B)
-        maps, vectors_BTD = self._glance_at(clips["glance"], Trace(batch))
+        maps, vectors_ND = self.see(clips["glance"].flatten(0, 1))
+        maps, vectors_BTD = (x.unflatten(0, (batch, self.glance_frames)) for x in (maps, vectors_ND))
         weights_BT, losses = self._temporal_losses(vectors_BTD, target_B, gone)
         indices_BN = sample_frames(weights_BT, self.frames, self.candidates, noise_BN3[..., 0])[:, self.order]
         frames_N3HW = self.normalise(_pick(clips["candidates"], indices_BN)).flatten(0, 1)
@@ -351,167 +340,129 @@ class UniAdaFocus(GlanceAndFocus):
 
     # -- evaluation ------------------------------------------------------------------------------
 
-    def infer(
-        self,
-        clips: Clips,
-        point: Mapping[str, Any] = EMPTY,
-        *,
-        trace: Trace,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Logits (B, C). `point` may hold `thresholds` (K,), or `exit_at`, the exit forced on every video."""
-        thresholds = point_thresholds(point, self.exits)
-        glance = self._look_around(clips["glance"], trace, head=thresholds is not None)
-        if thresholds is not None:
-            return self._infer_until_sure(clips["candidates"], glance, thresholds, trace, generator)
-        plan = self._plan(clips["candidates"], glance, trace, None, generator)
-        peaks, _ = self._look(plan, 0, self.frames, trace, None)
-        trace.frames_used = np.full(trace.videos, self.glance_frames + self.frames, dtype=np.float64)
-        if trace.training_parts and len(self.classifier.heads) > 1:
-            with self._head_event(trace, self.classifier, rows=self.frames - 1, training_only=True):
-                self.classifier.classify(peaks[:, :-1], context_BE=plan.context_BH)
-        with self._head_event(trace, self.classifier):
-            return self.classifier.classify(peaks[:, -1:], self.frames - 1, plan.context_BH)[:, 0]
+    def begin(self, clips: Mapping[str, Frames], generator: torch.Generator | None = None) -> _State:
+        places = None
+        if self.policies.spatial == "random" and generator is not None:
+            shape = (len(clips["candidates"]), self.frames, 2)
+            places = torch.rand(shape, generator=generator, device=generator.device).to(clips["candidates"].device)
+        return _State(clips, places)
 
-    def infer_exits(self, clips: Clips, *, trace: Trace) -> Tensor:
-        """Logits at all exits (B, K, C)."""
-        glance = self._look_around(clips["glance"], trace, head=True)
-        with self._head_event(trace, self.glance_classifier):
-            first = self._first_exit(glance.peaks_BTH)
-        plan = self._plan(clips["candidates"], glance, trace, None, None)
-        peaks, _ = self._look(plan, 0, self.frames, trace, None)
-        with self._head_event(trace, self.classifier, rows=self.frames):
-            steps = self.classifier.classify(peaks, context_BE=plan.context_BH)
-        return torch.cat((first, steps[:, [end - 1 for end in self.exit_ends[1:]]]), dim=1)
+    def segment(self, state: _State, first: int, last: int) -> tuple[_State, Tensor]:
+        """The glance, then the policies, then the boxes up to those of exit `last`."""
+        done, end = (max(0, self.exit_frames[k] - self.glance_frames) if k >= 0 else 0 for k in (first - 1, last))
+        if state.glance is None and state.plan is None:
+            state = state._replace(glance=self._look_around(state.clips["glance"].all(), exits_here=not last))
+        if not end:
+            assert state.glance is not None
+            return state, self.conclude_glance(state.glance[2], step=self.glance_frames - 1)
+        plan = state.plan or self._plan(state)
+        indices, actions = plan.indices_BN[:, done:end], plan.actions_BN4[:, done:end]
+        x_N3HW = state.clips["candidates"].at(indices).flatten(0, 1)
+        focus_ND = self.look(x_N3HW, actions.flatten(0, 1))
+        peaks_BTH = self.remember(focus_ND.unflatten(0, indices.shape), plan.peak_BH)
+        self.note_boxes("focus", indices, lambda: deformable_boxes(actions, self.stretch))
+        if self.training_parts:
+            self._unneeded(focus_ND, peaks_BTH, plan.context_BH, done)
+        peak_BH = peaks_BTH[:, -1]
+        logits = self.conclude(peak_BH, plan.context_BH, step=end - 1)
+        return state._replace(glance=None, plan=plan._replace(peak_BH=peak_BH)), logits
 
-    def _infer_until_sure(
-        self,
-        candidates: Tensor,
-        glance: _Glance,
-        thresholds: Sequence[float],
-        trace: Trace,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Exit by exit; videos that are sure leave the batch, the policies run for those that stay."""
-        there, rows = np.arange(len(candidates)), torch.arange(len(candidates), device=candidates.device)
-        trace.exit_step = np.zeros(len(candidates), dtype=np.int64)
-        with self._head_event(trace, self.glance_classifier):
-            logits = self._first_exit(glance.peaks_BTH)[:, 0]
-        result = logits.clone()
-        plan: _Plan | None = None
-        for k in range(self.exits):
-            if k:
-                start, end = self.exit_ends[k - 1 : k + 1]
-                trace.exit_step[there] = k
-                if plan is None:
-                    rest = _Glance(*(part[rows] for part in glance))
-                    plan = self._plan(candidates, rest, trace, (there, rows), generator)
-                peaks, plan = self._look(plan, start, end, trace, there)
-                with self._head_event(trace, self.classifier, videos=there):
-                    logits = self.classifier.classify(peaks[:, -1:], end - 1, plan.context_BH)[:, 0]
-                result[rows] = logits.to(result.dtype)
-            if thresholds[k] <= -NEVER or k == self.exits - 1:
-                break
-            if thresholds[k] < NEVER:
-                stays, staying_rows = staying(logits, thresholds[k], self.exit_score)
-                there, rows = there[stays], rows[staying_rows]
-                plan = None if plan is None else plan.keep(staying_rows)
-            if not len(there):
-                break
-        trace.frames_used = self.glance_frames + np.asarray(self.exit_ends, dtype=np.float64)[trace.exit_step]
-        return result
-
-    def _look_around(self, glance: Tensor, trace: Trace, *, head: bool = False) -> _Glance:
-        """The glance; with training-only parts also its steps' heads (`head`: exit 0 runs its own)."""
-        steps = self.glance_frames
-        maps, vectors = self._glance_at(glance, trace)
-        with trace.event("classifier", variant="glance", shape=(self.glance_classifier.dim,), rows=steps):
-            peaks = self.glance_classifier.accumulate(vectors)
-        if trace.training_parts:
-            unused = steps - head if len(self.glance_classifier.heads) > 1 else 1 - head
-            if unused:
-                with self._head_event(trace, self.glance_classifier, rows=unused, training_only=True):
-                    self.glance_classifier.classify(peaks[:, :unused])
+    def _look_around(self, glance_BT3HW: Tensor, *, exits_here: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The glance; where training-only parts are counted also its steps' heads (exit 0 runs its own)."""
+        maps, vectors_ND = self.see(glance_BT3HW.flatten(0, 1))
+        maps, vectors_BTD = (x.unflatten(0, glance_BT3HW.shape[:2]) for x in (maps, vectors_ND))
+        peaks_BTH = self.remember_glance(vectors_BTD)
+        if self.training_parts:
+            of_all = self.glance_frames if len(self.glance_classifier.heads) > 1 else 1
+            for step in range(of_all - exits_here):
+                self.conclude_glance(peaks_BTH[:, step], step=step, training_only=True)
             if hasattr(self, "glance_head"):
-                with trace.event("glance head", shape=vectors.shape[2:], rows=steps, training_only=True):
-                    self.glance_head(vectors)
-        return _Glance(maps, vectors, peaks)
+                self.glance_aux(vectors_ND, training_only=True)
+        return maps, vectors_BTD, peaks_BTH[:, -1]
 
-    def _glance_at(self, glance: Tensor, trace: Trace) -> tuple[Tensor, Tensor]:
-        """Maps (B, T, D, h, w) of the glance frames and their vectors (B, T, D)."""
-        side = self.glance_side
-        with trace.event("glance", shape=(3, side, side), variant=self.networks.glance, rows=self.glance_frames):
-            x_N3HW = self.shrink(self.normalise(glance.flatten(0, 1)))
-            maps = self.glance.features(x_N3HW).unflatten(0, glance.shape[:2])
-            return maps, maps.mean((3, 4))
-
-    def _plan(
-        self,
-        candidates: Tensor,
-        glance: _Glance,
-        trace: Trace,
-        there: tuple[np.ndarray, Tensor] | None,
-        generator: torch.Generator | None,
-    ) -> _Plan:
-        """Run the policies for the videos still there, which are the glance's.
-
-        They say which frames, in processing order, and which box in each. `there` are the videos' rows of the
-        candidates, on the host and on the candidates' device; None: all.
-        """
-        maps = glance.maps_BTDHW
-        videos, rows = (None, None) if there is None else there
-        there_B = torch.arange(len(candidates), device=candidates.device) if rows is None else rows
-        if self.policies.temporal == "learned":
-            with trace.event("temporal policy", shape=glance.vectors_BTD.shape[1:], videos=videos):
-                weights_BT = self._weights(glance.vectors_BTD)
-        else:
-            weights_BT = self._weights(glance.vectors_BTD)
+    def _plan(self, state: _State) -> _Plan:
+        """Run the policies: which frames, in processing order, and which box in each."""
+        assert state.glance is not None
+        maps_BTDHW, vectors_BTD, context_BH = state.glance
+        weights_BT = self.weigh(vectors_BTD) if self.policies.temporal == "learned" else self._weights(vectors_BTD)
         indices_BN = sample_frames(weights_BT, self.frames, self.candidates)[:, self.order]
         if self.policies.spatial == "learned":
-            with trace.event("spatial policy", shape=maps.shape[1:], videos=videos):
-                actions_BT4 = self._actions(maps)
+            actions_BT4 = self.place(maps_BTDHW)
             actions_BN4 = _pick(per_candidate(actions_BT4, self.candidates), indices_BN)
-            if trace.training_parts:
-                with trace.event("spatial head", shape=maps.shape[1:], videos=videos, training_only=True):
-                    self.spatial_head(maps, actions_BT4)
+            if self.training_parts:
+                self.spatial_aux(maps_BTDHW, actions_BT4, training_only=True)
         elif self.policies.spatial == "centre":
-            actions_BN4 = self._unstretched(torch.full((*indices_BN.shape, 2), 0.5, device=candidates.device))
-        elif generator is not None:
-            shape = (trace.videos, self.frames, 2)
-            places = torch.rand(shape, generator=generator, device=generator.device).to(candidates.device)
-            actions_BN4 = self._unstretched(places[there_B])
+            actions_BN4 = self._unstretched(torch.full((*indices_BN.shape, 2), 0.5, device=indices_BN.device))
+        elif state.places_BN2 is not None:
+            actions_BN4 = self._unstretched(state.places_BN2)
         else:
-            actions_BN4 = self._unstretched(scattered(candidates[there_B[:, None], indices_BN]))
-        return _Plan(candidates, there_B, indices_BN, actions_BN4, glance.peaks_BTH[:, -1])
+            actions_BN4 = self._unstretched(scattered(state.clips["candidates"].at(indices_BN)))
+        return _Plan(indices_BN, actions_BN4, context_BH)
 
-    def _look(
-        self, plan: _Plan, start: int, end: int, trace: Trace, videos: np.ndarray | None
-    ) -> tuple[Tensor, _Plan]:
-        """Boxes start .. end-1 of the videos still there: running maxima (B, end - start, H) and the plan after."""
-        count: dict[str, Any] = {"videos": videos, "rows": end - start}
-        indices, actions = plan.indices_BN[:, start:end], plan.actions_BN4[:, start:end]
-        with trace.event("focus", shape=(3, self.patch_size, self.patch_size), variant=self.networks.focus, **count):
-            x_N3HW = self.normalise(plan.frames(start, end)).flatten(0, 1)
-            boxes = actions.flatten(0, 1).to(x_N3HW.dtype)
-            focus_ND = self.focus(deformable_crop(x_N3HW, boxes, self.patch_size, self.stretch))
-        with trace.event("classifier", variant="focus", shape=(self.classifier.dim,), **count):
-            peaks = self.classifier.accumulate(focus_ND.unflatten(0, indices.shape), plan.peak_BH)
-        if trace.training_parts and self.heads.aux_losses:
-            with trace.event("focus head", shape=focus_ND.shape[1:], training_only=True, **count):
-                self.focus_head(focus_ND)
-        if trace.details:
-            shares = deformable_boxes(actions, self.stretch)
-            for row, steps in enumerate(indices.tolist()):
-                trace.note_boxes("focus", steps, shares[row : row + 1], [row if videos is None else int(videos[row])])
-        return peaks, replace(plan, peak_BH=peaks[:, -1])
+    def _unneeded(self, focus_ND: Tensor, peaks_BTH: Tensor, context_BH: Tensor, done: int) -> None:
+        """What only the losses need: the auxiliary head, and the heads of all steps but the last."""
+        if len(self.classifier.heads) > 1:
+            for step, peak_BH in enumerate(peaks_BTH[:, :-1].unbind(1), done):
+                self.conclude(peak_BH, context_BH, step=step, training_only=True)
+        if self.heads.aux_losses:
+            self.focus_aux(focus_ND, training_only=True)
 
-    def _first_exit(self, peaks_BTH: Tensor) -> Tensor:
-        """Logits (B, 1, C) after the glance."""
-        return self.glance_classifier.classify(peaks_BTH[:, -1:], self.glance_frames - 1)
+    @component("glance", variant=lambda model: model.networks.glance, side=lambda model: model.glance_side)
+    def see(self, x_N3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (N, D, h, w) and vectors (N, D) of whole frames."""
+        maps = self.glance.features(self.shrink(self.normalise(x_N3HW)))
+        return maps, maps.mean((2, 3))
 
-    @staticmethod
-    def _head_event(trace: Trace, classifier: RunningMaxClassifier, **count: Any) -> Any:
-        return trace.event("head", shape=(classifier.width + classifier.context,), **count)
+    @component("classifier", variant="glance", steps=True)
+    def remember_glance(self, vectors_BTD: Tensor) -> Tensor:
+        """Running maxima (B, T, H) of the glance."""
+        return self.glance_classifier.accumulate(vectors_BTD)
+
+    @component("temporal policy")
+    def weigh(self, vectors_BTD: Tensor) -> Tensor:
+        """Importance (B, T) of the glance frames."""
+        return self._weights(vectors_BTD)
+
+    @component("spatial policy")
+    def place(self, maps_BTDHW: Tensor) -> Tensor:
+        """Boxes (B, T, 4) of the glance frames."""
+        return self._actions(maps_BTDHW)
+
+    @component("focus", variant=lambda model: model.networks.focus, side=lambda model: model.patch_size)
+    def look(self, x_N3HW: Tensor, actions_N4: Tensor) -> Tensor:
+        """Vectors (N, D) of the boxes."""
+        x_N3HW = self.normalise(x_N3HW)
+        return self.focus(deformable_crop(x_N3HW, actions_N4.to(x_N3HW.dtype), self.patch_size, self.stretch))
+
+    @component("classifier", variant="focus", steps=True)
+    def remember(self, focus_BND: Tensor, peak_BH: Tensor | None) -> Tensor:
+        """Running maxima (B, N, H) of the boxes."""
+        return self.classifier.accumulate(focus_BND, peak_BH)
+
+    @component("head", variant="glance", fast=False)
+    def conclude_glance(self, peak_BH: Tensor, *, step: int) -> Tensor:
+        """Logits (B, C) after a glance step."""
+        return self.glance_classifier.classify(peak_BH[:, None], step)[:, 0]
+
+    @component("head", variant="focus", fast=False)
+    def conclude(self, peak_BH: Tensor, context_BH: Tensor, *, step: int) -> Tensor:
+        """Logits (B, C) after a box."""
+        return self.classifier.classify(peak_BH[:, None], step, context_BH)[:, 0]
+
+    @component("spatial head")
+    def spatial_aux(self, maps_BTDHW: Tensor, actions_BT4: Tensor) -> Tensor:
+        """Logits (B, C) of the boxes cut out of the maps."""
+        return self.spatial_head(maps_BTDHW, actions_BT4)
+
+    @component("glance head", fast=False)
+    def glance_aux(self, vectors_ND: Tensor) -> Tensor:
+        """Logits (N, C) of single frames."""
+        return self.glance_head(vectors_ND)
+
+    @component("focus head", fast=False)
+    def focus_aux(self, focus_ND: Tensor) -> Tensor:
+        """Logits (N, C) of single boxes."""
+        return self.focus_head(focus_ND)
 
     # -- parts of both ---------------------------------------------------------------------------
 

@@ -10,10 +10,8 @@ Shapes: B videos, T glance frames, M candidate frames, N focus frames, D feature
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -23,11 +21,12 @@ from adafocus.glance_and_focus import GlanceAndFocus
 from adafocus.policy import scattered
 from adafocus.settings import BoxesAndFrames, Networks, tiny_networks
 from adafocus.uni_policies import InterpolationHead, SpatialPolicy, TemporalPolicy, monte_carlo_logits, size_prior
+from harness.contract.components import component
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
-from harness.contract.exits import NEVER, Score, point_thresholds, staying
+from harness.contract.exits import Score
+from harness.contract.frames import Frames
 from harness.contract.groups import Positive
 from harness.contract.recognizer import Clips
-from harness.contract.trace import Trace
 from harness.layers.backbones import published
 from harness.layers.crop import deformable_boxes, deformable_crop, unstretched
 from harness.layers.frame_sampling import sample_frames
@@ -44,6 +43,23 @@ TINY_DEPARTURES = (
     "no prior on the box's size (paper: weight 0.5); under AdamW it drives the box to the whole frame in one epoch",
     "the policies start at the frame's centre and at equal weights (paper: random initial weights)",
 )
+
+
+class _State(NamedTuple):
+    """What is known of the videos still there."""
+
+    clips: Mapping[str, Frames]
+    places_B2: Tensor | None
+    """Random places, where they are drawn."""
+    maps_BTDHW: Tensor | None = None
+    vectors_BTD: Tensor | None = None
+    glance_BC: Tensor | None = None
+    """The glance's half of the sum, where an exit has needed it."""
+
+
+def _shifted(model: UniClip) -> bool:
+    """Frame by frame; a network that convolves over time takes the clip as one row."""
+    return not model.glance.over_time
 
 
 class UniClip(GlanceAndFocus):
@@ -92,6 +108,7 @@ class UniClip(GlanceAndFocus):
         self.policies, self.align_crops = policies, align_crops
         self.stretch = policies.stretch(patch_size, self.resolution)
         self.exits, self.exit_head, self.exit_score = 2 * sample_wise, exit_head, exit_score
+        self.exit_frames = [frames, frames + focus_frames] if sample_wise else [frames + focus_frames]
 
     def _assemble(self, glance: ClipNet, focus: ClipNet) -> None:
         """Take the two networks and build the policies for them; called once, by the subclass."""
@@ -185,11 +202,12 @@ class UniClip(GlanceAndFocus):
 
         Source: docs/methods/uni-adafocus.md#on-tsm.
         """
-        maps, vectors = self._look_around(clips["glance"])
+        maps, vectors_BTD = self.see(clips["glance"])
+        vectors = vectors_BTD.flatten(0, 1)
         logits_BC = self.glance.logits(vectors, self.frames)
         frame_logits_BTC = self.glance.aux_logits(vectors, self.frames)
         losses = {"loss_glance": cross_entropy(frame_logits_BTC.mean(1), target_B)}
-        weights_BT = self._weights(vectors.detach())
+        weights_BT = self._weights(vectors_BTD.detach())
         if self.policies.temporal == "learned":
             first = max(1, self.frames // 3)
             known = frame_logits_BTC.detach().to(weights_BT.dtype)
@@ -197,7 +215,7 @@ class UniClip(GlanceAndFocus):
             losses["loss_temporal"] = cross_entropy(expected, target_B)
         passes = self._training_boxes(maps.detach(), random_B2, target_B, losses)
         indices_BN = sample_frames(weights_BT, self.focus_frames, self.candidates, frame_noise_BN)
-        x_BN3HW = self.normalise(_pick(clips["candidates"], indices_BN))
+        x_BN3HW = _pick(clips["candidates"], indices_BN)
         for name, focus_ND in zip(passes, self._look_each_time(x_BN3HW, list(passes.values())), strict=True):
             total_BC = logits_BC + self.focus.logits(focus_ND, self.focus_frames)
             own_BC = self.focus.aux_logits(focus_ND, self.focus_frames).mean(1)
@@ -214,7 +232,7 @@ class UniClip(GlanceAndFocus):
         if self.policies.spatial == "centre":
             return {"centre": self._unstretched(torch.full_like(random_B2, 0.5))}
         actions_B4 = self._box(maps)
-        losses["loss_spatial"] = cross_entropy(self.spatial_head(self._over_time(maps), actions_B4[:, None]), target_B)
+        losses["loss_spatial"] = cross_entropy(self.spatial_head(maps, actions_B4[:, None]), target_B)
         if self.policies.deformable:
             losses["loss_size"] = self.policies.size_weight * size_prior(actions_B4)
         with torch.no_grad():  # once more for the pixels, as in the code: its running statistics move twice per step
@@ -227,181 +245,126 @@ class UniClip(GlanceAndFocus):
         All go through the focus network as one batch, so batch norm takes statistics of learned and random ones
         together, as the authors' code does.
         """
-        both = self._look_closely(x_BN3HW.repeat(len(boxes), 1, 1, 1, 1), torch.cat(list(boxes)))
-        return both.chunk(len(boxes))
+        both = self.look(x_BN3HW.repeat(len(boxes), 1, 1, 1, 1), torch.cat(list(boxes)))
+        return both.flatten(0, 1).chunk(len(boxes))
 
     # -- evaluation ------------------------------------------------------------------------------
 
-    def infer(
-        self,
-        clips: Clips,
-        point: Mapping[str, Any] = EMPTY,
-        *,
-        trace: Trace,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Logits (B, C). `point` may hold `thresholds` (2,), or `exit_at`, the exit forced on every video."""
-        thresholds = point_thresholds(point, self.exits)
-        videos = trace.videos
-        with self._clip_event(trace, "glance"):
-            maps, vectors = self._look_around(clips["glance"])
-        if trace.training_parts:
-            self._unused_heads(vectors, trace, exit_runs=thresholds is not None)
-        if thresholds is None:
-            trace.frames_used = np.full(videos, self.frames + self.focus_frames, dtype=np.float64)
-            return self._finish(clips["candidates"], maps, vectors, None, trace, None, generator)
-        first = self._first_exit(vectors, trace)
-        stays, there = np.arange(videos), torch.arange(videos, device=first.device)
-        if thresholds[0] <= -NEVER:
-            stays = stays[:0]
-        elif thresholds[0] < NEVER:
-            stays, there = staying(first, thresholds[0], self.exit_score)
-        trace.exit_step = np.isin(np.arange(videos), stays).astype(np.int64)
-        trace.frames_used = self.frames + self.focus_frames * trace.exit_step.astype(np.float64)
-        ready = first if self.exit_head == "main" else None
-        if len(stays) == videos:
-            return self._finish(clips["candidates"], maps, vectors, ready, trace, None, generator)
-        if not len(stays):
-            return first
-        rows = (there[:, None] * self.frames + torch.arange(self.frames, device=there.device)).flatten()
-        ready = None if ready is None else ready[there]
-        rest = self._finish(clips["candidates"][there], maps[rows], vectors[rows], ready, trace, stays, generator)
-        return first.index_copy(0, there, rest.to(first.dtype))
+    def begin(self, clips: Mapping[str, Frames], generator: torch.Generator | None = None) -> _State:
+        places = None
+        if self.policies.spatial == "random" and generator is not None:
+            drawn = torch.rand(len(clips["glance"]), 2, generator=generator, device=generator.device)
+            places = drawn.to(clips["glance"].device)
+        return _State(clips, places)
 
-    def infer_exits(self, clips: Clips, *, trace: Trace) -> Tensor:
-        """Logits at both exits (B, 2, C)."""
-        with self._clip_event(trace, "glance"):
-            maps, vectors = self._look_around(clips["glance"])
-        first = self._first_exit(vectors, trace)
-        ready = first if self.exit_head == "main" else None
-        last = self._finish(clips["candidates"], maps, vectors, ready, trace, None, None)
-        return torch.stack((first, last), dim=1)
+    def segment(self, state: _State, first: int, last: int) -> tuple[_State, Tensor]:
+        """The glance; then the policies and the boxes."""
+        leaving = self.exits and last == 0
+        if state.maps_BTDHW is None or state.vectors_BTD is None:
+            maps, vectors = self.see(state.clips["glance"].all())
+            state = state._replace(maps_BTDHW=maps, vectors_BTD=vectors)
+            if self.training_parts and not (leaving and self.exit_head == "aux"):
+                self.glance_frame_logits(vectors, training_only=True)  # the published costs of TSM count it
+        maps, vectors = state.maps_BTDHW, state.vectors_BTD
+        assert maps is not None and vectors is not None
+        if leaving and self.exit_head == "aux":
+            return state, self.glance_frame_logits(vectors).mean(1)
+        glance_BC = self.glance_logits(vectors) if state.glance_BC is None else state.glance_BC
+        if leaving:
+            return state._replace(glance_BC=glance_BC), glance_BC
+        return state, glance_BC + self.focus_logits(self._closely(state, maps, vectors))
 
-    def _first_exit(self, vectors: Tensor, trace: Trace) -> Tensor:
-        """Logits (B, C) after the glance."""
-        if self.exit_head == "main":
-            with self._head_event(trace, "glance"):
-                return self.glance.logits(vectors, self.frames)
-        with self._head_event(trace, "glance", aux=True):
-            return self.glance.aux_logits(vectors, self.frames).mean(1)
-
-    def _finish(
-        self,
-        candidates: Tensor,
-        maps: Tensor,
-        vectors: Tensor,
-        glance_BC: Tensor | None,
-        trace: Trace,
-        videos: np.ndarray | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Logits (B, C) of the videos that did not leave after the glance; `glance_BC` where they are known."""
-        indices_BN = self._choose_frames(vectors, trace, videos)
-        actions_B4 = self._choose_box(candidates, maps, trace, videos, generator)
-        with self._clip_event(trace, "focus", videos=videos):
-            x_BN3HW = self.normalise(_pick(candidates, indices_BN))
-            focus_ND = self._look_closely(x_BN3HW, actions_B4)
-        if trace.details:
-            boxes = deformable_boxes(actions_B4, self.stretch)[:, None].expand(-1, self.focus_frames, -1)
-            for row, steps in enumerate(indices_BN.tolist()):
-                trace.note_boxes("focus", steps, boxes[row : row + 1], [row if videos is None else int(videos[row])])
-        if trace.training_parts:
-            with self._head_event(trace, "focus", aux=True, videos=videos, training_only=True):
-                self.focus.aux_logits(focus_ND, self.focus_frames)
-        if glance_BC is None:
-            with self._head_event(trace, "glance", videos=videos):
-                glance_BC = self.glance.logits(vectors, self.frames)
-        with self._head_event(trace, "focus", videos=videos):
-            return glance_BC + self.focus.logits(focus_ND, self.focus_frames)
-
-    def _choose_frames(self, vectors: Tensor, trace: Trace, videos: np.ndarray | None) -> Tensor:
-        """Indices (B, N) into the candidates."""
-        if self.policies.temporal != "learned":
-            return sample_frames(self._weights(vectors), self.focus_frames, self.candidates)
-        with trace.event("temporal policy", shape=(self.frames, self.glance.dim), videos=videos):
-            weights_BT = self._weights(vectors)
-        return sample_frames(weights_BT, self.focus_frames, self.candidates)
-
-    def _choose_box(
-        self,
-        candidates: Tensor,
-        maps: Tensor,
-        trace: Trace,
-        videos: np.ndarray | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Actions (B, 4)."""
+    def _closely(self, state: _State, maps_BTDHW: Tensor, vectors_BTD: Tensor) -> Tensor:
+        """Vectors (B, N, D) of the box in the frames that matter."""
+        weights_BT = self.weigh(vectors_BTD) if self.policies.temporal == "learned" else self._weights(vectors_BTD)
+        indices_BN = sample_frames(weights_BT, self.focus_frames, self.candidates)
         if self.policies.spatial == "learned":
-            count: dict[str, Any] = {"shape": (self.frames, *maps.shape[1:]), "videos": videos}
-            with trace.event("spatial policy", **count):
-                actions_B4 = self._box(maps)
-            if trace.training_parts:
-                with trace.event("spatial head", training_only=True, **count):
-                    self.spatial_head(self._over_time(maps), actions_B4[:, None])
-            return actions_B4
-        if self.policies.spatial == "centre":
-            places = torch.full((len(candidates), 2), 0.5, device=candidates.device)
-        elif generator is None:
-            places = scattered(candidates[:, :1])[:, 0]
+            actions_B4 = self.place(maps_BTDHW)
+            if self.training_parts:
+                self.spatial_aux(maps_BTDHW, actions_B4, training_only=True)
         else:
-            places = torch.rand(trace.videos, 2, generator=generator, device=generator.device).to(candidates.device)
-            places = places if videos is None else places[torch.as_tensor(videos)]
-        return self._unstretched(places)
+            actions_B4 = self._unstretched(self._fixed_places(state))
+        focus_BND = self.look(state.clips["candidates"].at(indices_BN), actions_B4)
+        if self.training_parts:
+            self.focus_frame_logits(focus_BND, training_only=True)
+        boxes = (-1, self.focus_frames, -1)
+        self.note_boxes(
+            "focus", indices_BN, lambda: deformable_boxes(actions_B4, self.stretch)[:, None].expand(boxes)
+        )
+        return focus_BND
 
-    def _unused_heads(self, vectors: Tensor, trace: Trace, *, exit_runs: bool) -> None:
-        """The glance network's auxiliary head where no exit needs it (the published costs of TSM count it)."""
-        if exit_runs and self.exit_head == "aux":
-            return
-        with self._head_event(trace, "glance", aux=True, training_only=True):
-            self.glance.aux_logits(vectors, self.frames)
+    def _fixed_places(self, state: _State) -> Tensor:
+        """Places (B, 2) without policy."""
+        candidates = state.clips["candidates"]
+        if self.policies.spatial == "centre":
+            return torch.full((len(candidates), 2), 0.5, device=candidates.device)
+        return scattered(candidates.at([0]))[:, 0] if state.places_B2 is None else state.places_B2
 
-    def _clip_event(
-        self, trace: Trace, name: str, videos: np.ndarray | None = None
-    ) -> AbstractContextManager[None]:
-        """The event of a network's backbone; a shifted one works frame by frame, one over time on the clip."""
-        net: ClipNet = getattr(self, name)
-        frames, side = (self.frames, self.glance_side) if name == "glance" else (self.focus_frames, self.patch_size)
-        if net.over_time:
-            return trace.event(name, shape=(frames, 3, side, side), variant=net.name, videos=videos)
-        return trace.event(name, shape=(3, side, side), variant=net.name, videos=videos, rows=frames)
+    @component("glance", variant=lambda model: model.glance.name, side=lambda model: model.glance_side, steps=_shifted)
+    def see(self, clip_BT3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (B, T, D, h, w) and vectors (B, T, D) of whole frames."""
+        maps = self.glance.maps(self.shrink(self.normalise(clip_BT3HW.flatten(0, 1))), self.frames)
+        return self._over_time(maps), self._over_time(self.glance.vectors(maps))
 
-    def _head_event(self, trace: Trace, name: str, *, aux: bool = False, **count: Any) -> AbstractContextManager[None]:
-        """The event of a network's head, which works on frames or, X3D's own, once per clip."""
-        net: ClipNet = getattr(self, name)
-        rows = self.frames if name == "glance" else self.focus_frames
-        if net.over_time and not aux:
-            rows = 1
-        return trace.event(f"{name} head", shape=(net.dim,), rows=rows, **count)
+    @component("temporal policy")
+    def weigh(self, vectors_BTD: Tensor) -> Tensor:
+        """Importance (B, T) of the glance frames."""
+        return self._weights(vectors_BTD)
+
+    @component("spatial policy")
+    def place(self, maps_BTDHW: Tensor) -> Tensor:
+        """One box (B, 4) per video."""
+        return self._box(maps_BTDHW)
+
+    @component("focus", variant=lambda model: model.focus.name, side=lambda model: model.patch_size, steps=_shifted)
+    def look(self, clip_BN3HW: Tensor, actions_B4: Tensor) -> Tensor:
+        """Vectors (B, N, D) of the same box in all frames of a video."""
+        x_N3HW = self.normalise(clip_BN3HW.flatten(0, 1))
+        boxes = actions_B4.to(x_N3HW.dtype).repeat_interleave(self.focus_frames, 0)
+        patches = deformable_crop(x_N3HW, boxes, self.patch_size, self.stretch)
+        return self.focus.vectors(self.focus.maps(patches, self.focus_frames)).unflatten(0, clip_BN3HW.shape[:2])
+
+    @component("glance head", steps=_shifted, fast=False)
+    def glance_logits(self, vectors_BTD: Tensor) -> Tensor:
+        """The glance's half of the sum (B, C)."""
+        return self.glance.logits(vectors_BTD.flatten(0, 1), self.frames)
+
+    @component("glance head", steps=True, fast=False)
+    def glance_frame_logits(self, vectors_BTD: Tensor) -> Tensor:
+        """Logits (B, T, C) out of the auxiliary head."""
+        return self.glance.aux_logits(vectors_BTD.flatten(0, 1), self.frames)
+
+    @component("focus head", steps=_shifted, fast=False)
+    def focus_logits(self, vectors_BND: Tensor) -> Tensor:
+        """The focus network's half of the sum (B, C)."""
+        return self.focus.logits(vectors_BND.flatten(0, 1), self.focus_frames)
+
+    @component("focus head", steps=True, fast=False)
+    def focus_frame_logits(self, vectors_BND: Tensor) -> Tensor:
+        """Logits (B, N, C) out of the auxiliary head."""
+        return self.focus.aux_logits(vectors_BND.flatten(0, 1), self.focus_frames)
+
+    @component("spatial head")
+    def spatial_aux(self, maps_BTDHW: Tensor, actions_B4: Tensor) -> Tensor:
+        """Logits (B, C) of the box cut out of the maps."""
+        return self.spatial_head(maps_BTDHW, actions_B4[:, None])
 
     # -- parts of both ---------------------------------------------------------------------------
 
-    def _look_around(self, clip_BT3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (B * T, D, h, w) and vectors (B * T, D) of the glance."""
-        x_N3HW = self.normalise(clip_BT3HW.flatten(0, 1))
-        maps = self.glance.maps(self.shrink(x_N3HW), self.frames)
-        return maps, self.glance.vectors(maps)
-
-    def _look_closely(self, x_BN3HW: Tensor, actions_B4: Tensor) -> Tensor:
-        """Vectors (B * N, D) of the same box in all focus frames of a video."""
-        x_N3HW = x_BN3HW.flatten(0, 1)
-        boxes = actions_B4.to(x_N3HW.dtype).repeat_interleave(self.focus_frames, 0)
-        patches = deformable_crop(x_N3HW, boxes, self.patch_size, self.stretch)
-        return self.focus.vectors(self.focus.maps(patches, self.focus_frames))
-
-    def _weights(self, vectors_ND: Tensor) -> Tensor:
+    def _weights(self, vectors_BTD: Tensor) -> Tensor:
         """Importance (B, T) of the glance frames."""
-        vectors_BTD = vectors_ND.unflatten(0, (-1, self.frames))
         if self.policies.temporal == "learned":
             return self.temporal_policy(vectors_BTD)
         return vectors_BTD.new_full(vectors_BTD.shape[:2], 1 / self.frames, dtype=torch.float32)
 
-    def _box(self, maps_NDHW: Tensor) -> Tensor:
+    def _box(self, maps_BTDHW: Tensor) -> Tensor:
         """One action (B, 4) per video."""
-        actions = self.spatial_policy(self._over_time(maps_NDHW))[:, 0]
+        actions = self.spatial_policy(maps_BTDHW)[:, 0]
         return actions if self.policies.deformable else self._unstretched(actions)
 
-    def _over_time(self, maps_NDHW: Tensor) -> Tensor:
-        return maps_NDHW.unflatten(0, (-1, self.frames))
+    def _over_time(self, x_N: Tensor) -> Tensor:
+        """Of glance frames, (B * T, ...) to (B, T, ...)."""
+        return x_N.unflatten(0, (-1, self.frames))
 
     def _unstretched(self, places: Tensor) -> Tensor:
         """Boxes (..., 4) of P x P pixels at the places (..., 2)."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,10 +27,11 @@ from adafocus.glance_and_focus import GlanceAndFocus
 from adafocus.policy import cell_places, grid_policy, scattered
 from adafocus.rewards import Reward, keep_rewards, patch_rewards
 from adafocus.settings import FULL_SIZE, Networks, PolicyWidths, tiny_networks
+from harness.contract.components import component
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
+from harness.contract.frames import Frames
 from harness.contract.groups import Dropout, Positive, Probability, Weight, settings
 from harness.contract.recognizer import Clips
-from harness.contract.trace import Trace
 from harness.errors import unknown
 from harness.layers.backbones import build_backbone
 from harness.layers.crop import crop_boxes, hard_crop
@@ -71,8 +72,6 @@ CARD = {
 
 PHASES = ("glance", "focus", "random", "policy", "finetune", "skip")
 PATCHES = ("learned", "random", "centre")
-CPU_PATCHES = 16
-"""Patches that go through the focus network together in evaluation on a CPU: one video's at the paper size."""
 
 
 @settings
@@ -99,12 +98,11 @@ class Skipping:
     """What a patch costs, as a probability: it is worth keeping where it raises p by more."""
 
 
-@dataclass
-class _State:
+class _State(NamedTuple):
     """What online work carries from frame to frame."""
 
-    policy_1BH: Tensor | None = None
-    skip_1BH: Tensor | None = None
+    policy_BH: Tensor | None = None
+    skip_BH: Tensor | None = None
     classifier_BH: Tensor | None = None
 
 
@@ -255,8 +253,7 @@ class AdaFocusV1(GlanceAndFocus):
             logits = self.focus_head(self.focus(x_BT3HW.flatten(0, 1)))
             return {"loss_focus": F.cross_entropy(logits.unflatten(0, x_BT3HW.shape[:2]).mean(1), target_B)}
         with torch.no_grad():
-            maps_BTDHW = self.glance.features(self.shrink(x_BT3HW.flatten(0, 1))).unflatten(0, x_BT3HW.shape[:2])
-        glance_BTD = maps_BTDHW.mean((3, 4))
+            maps_BTDHW, glance_BTD = (x.unflatten(0, x_BT3HW.shape[:2]) for x in self.see(x_BT3HW.flatten(0, 1)))
         if phase == "policy":
             return self._policy_losses(x_BT3HW, maps_BTDHW, glance_BTD, target_B, random_BT2, cells_SBT)
         if phase == "skip":
@@ -328,17 +325,7 @@ class AdaFocusV1(GlanceAndFocus):
 
     def _look(self, x_BT3HW: Tensor, actions_BT2: Tensor) -> Tensor:
         """Features (B, T, D) of one patch per frame."""
-        patches = hard_crop(x_BT3HW.flatten(0, 1), actions_BT2.flatten(0, 1), self.patch_size)
-        return self._focused(patches).unflatten(0, x_BT3HW.shape[:2])
-
-    def _focused(self, patches_N3PP: Tensor) -> Tensor:
-        """The focus network's features (N, D), all patches as one batch.
-
-        In evaluation on a CPU, where a large batch outgrows the caches, as batches of at most CPU_PATCHES.
-        """
-        if self.training or patches_N3PP.device.type != "cpu":
-            return self.focus(patches_N3PP)
-        return torch.cat([self.focus(part) for part in patches_N3PP.split(CPU_PATCHES)])
+        return self.look(x_BT3HW.flatten(0, 1), actions_BT2.flatten(0, 1)).unflatten(0, x_BT3HW.shape[:2])
 
     @staticmethod
     def _anywhere(x_BT3HW: Tensor) -> Tensor:
@@ -347,57 +334,34 @@ class AdaFocusV1(GlanceAndFocus):
 
     # -- evaluation ------------------------------------------------------------------------------
 
-    def infer(
-        self,
-        clips: Clips,
-        point: Mapping[str, Any] = EMPTY,
-        *,
-        trace: Trace,
-        generator: torch.Generator | None = None,
+    def classify(
+        self, clips: Mapping[str, Frames], point: Mapping[str, Any] = EMPTY, generator: torch.Generator | None = None
     ) -> Tensor:
         """Logits (B, C) after the last frame.
 
         `point` may hold `patches`: `random` and `centre` look there and run no policy. With a `generator`
         cells, random places and decisions to skip are drawn.
         """
-        return self._process(clips["frames"], _State(), point, trace, generator)[0]
+        return self._process(clips["frames"].all(), _State(), point, generator)[0]
 
     def step(self, frame: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        return self._process(frame[:, None], state or _State(), EMPTY, Trace(len(frame)), None)
+        return self._process(frame[:, None], state or _State(), EMPTY, None)
 
     def _process(
-        self,
-        frames: Tensor,
-        state: _State,
-        point: Mapping[str, Any],
-        trace: Trace,
-        generator: torch.Generator | None,
+        self, frames: Tensor, state: _State, point: Mapping[str, Any], generator: torch.Generator | None
     ) -> tuple[Tensor, _State]:
         """All of `frames` (B, t, 3, H, W) after those that `state` knows; logits (B, C) and the state afterwards."""
-        steps = frames.shape[1]
-        with trace.event("glance", shape=(3, *2 * (self.glance_side,)), variant=self.networks.glance, rows=steps):
-            x_N3HW = self.normalise(frames.flatten(0, 1))
-            maps = self.glance.features(self.shrink(x_N3HW))
-            glance_BTD = maps.mean((2, 3)).unflatten(0, frames.shape[:2])
-        maps_BTDHW = maps.unflatten(0, frames.shape[:2])
-        actions_BT2, policy_state = self._places(frames, maps_BTDHW, state, point, trace, generator)
-        keep_BT, skip_state = self._kept(maps_BTDHW, state, trace, generator)
-        if keep_BT is None:
-            with trace.event("focus", shape=(3, *2 * (self.patch_size,)), variant=self.networks.focus, rows=steps):
-                focus_BTD = self._look(x_N3HW.unflatten(0, frames.shape[:2]), actions_BT2)
+        maps_BTDHW, glance_BTD = (x.unflatten(0, frames.shape[:2]) for x in self.see(frames.flatten(0, 1)))
+        actions_BT2, policy_BH = self._places(frames, maps_BTDHW, state, point, generator)
+        if self.skip_policy is None:
+            skip_BH, focus_BTD = None, self._look(frames, actions_BT2)
+            self.note_boxes("focus", range(frames.shape[1]), lambda: self._boxes(actions_BT2))
         else:
-            focus_BTD = self._look_at_kept(x_N3HW, actions_BT2, keep_BT, trace)
-        with trace.event("classifier", shape=(self.classifier.dim,), rows=steps):
-            states_BTH = self.classifier.roll(torch.cat((glance_BTD, focus_BTD), dim=2), state.classifier_BH)
-        with trace.event("head", shape=(self.classifier.hidden,)):
-            logits = self.classifier.classify(states_BTH[:, -1])
-        if trace.details:
-            boxes = crop_boxes(actions_BT2, self.patch_size, self.resolution)
-            seen = np.ones(frames.shape[:2], dtype=bool) if keep_BT is None else keep_BT.cpu().numpy()
-            for step in range(steps):
-                videos = seen[:, step].nonzero()[0].tolist()
-                trace.note_boxes("focus", [step], boxes[videos, step : step + 1], videos)
-        return logits, _State(policy_state, skip_state, states_BTH[:, -1])
+            out_BT2, skip_BH = self.choose_kept(maps_BTDHW, state.skip_BH)
+            kept_BT = decide(out_BT2, generator).bool().cpu().numpy()
+            focus_BTD = self._look_at_kept(frames, actions_BT2, kept_BT)
+        states_BTH = self.remember(torch.cat((glance_BTD, focus_BTD), dim=2), state.classifier_BH)
+        return self.conclude(states_BTH[:, -1]), _State(policy_BH, skip_BH, states_BTH[:, -1])
 
     def _places(
         self,
@@ -405,7 +369,6 @@ class AdaFocusV1(GlanceAndFocus):
         maps_BTDHW: Tensor,
         state: _State,
         point: Mapping[str, Any],
-        trace: Trace,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Where to look (B, T, 2), and the policy's state afterwards."""
@@ -419,35 +382,57 @@ class AdaFocusV1(GlanceAndFocus):
                 return scattered(frames), None
             drawn = torch.rand(*frames.shape[:2], 2, generator=generator, device=generator.device)
             return drawn.to(frames.device), None
-        with trace.event("policy", shape=maps_BTDHW.shape[2:], rows=frames.shape[1]):
-            out_BTA, policy_state = self.policy.act(maps_BTDHW, state.policy_1BH)
-            return cell_places(decide(out_BTA, generator), self.grid), policy_state
+        out_BTA, policy_BH = self.choose(maps_BTDHW, state.policy_BH)
+        return cell_places(decide(out_BTA, generator), self.grid), policy_BH
 
-    def _kept(
-        self, maps_BTDHW: Tensor, state: _State, trace: Trace, generator: torch.Generator | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Which frames get a patch (B, T), bool, and the second policy's state afterwards; None without it."""
-        if self.skip_policy is None:
-            return None, None
-        with trace.event("skip policy", shape=maps_BTDHW.shape[2:], rows=maps_BTDHW.shape[1]):
-            out_BT2, skip_state = self.skip_policy.act(maps_BTDHW, state.skip_1BH)
-            keep_BT = decide(out_BT2, generator).bool()
-        if trace.details:
-            for step, keep_B in enumerate(keep_BT.unbind(1)):
-                trace.note_decision("keep", range(len(keep_BT)), step, keep_B.int().tolist(), keep_BT.shape[1])
-        return keep_BT, skip_state
+    def _look_at_kept(self, frames: Tensor, actions_BT2: Tensor, kept_BT: np.ndarray) -> Tensor:
+        """Vectors (B, T, D) of the kept frames' patches; zeros for the others, which are not computed."""
+        videos, steps = kept_BT.nonzero()
+        rows = torch.from_numpy(kept_BT.reshape(-1).nonzero()[0]).to(frames.device)
+        focus_ND = torch.zeros(kept_BT.size, self.focus.dim, device=frames.device, dtype=self.mean.dtype)
+        if len(rows):
+            seen = self.look(frames.flatten(0, 1)[rows], actions_BT2.flatten(0, 1)[rows], videos=videos)
+            focus_ND.index_copy_(0, rows, seen.to(focus_ND.dtype))
+        if self.trace is not None:
+            self.trace.note_decisions("keep", kept_BT)
+        at = steps[:, None]
+        self.note_boxes("focus", at, lambda: self._boxes(actions_BT2).flatten(0, 1)[rows][:, None], videos)
+        return focus_ND.unflatten(0, kept_BT.shape)
 
-    def _look_at_kept(self, x_N3HW: Tensor, actions_BT2: Tensor, keep_BT: Tensor, trace: Trace) -> Tensor:
-        """Features (B, T, D) of the kept frames' patches; zeros for the others, which are not computed."""
-        places = np.flatnonzero(keep_BT.cpu().numpy())
-        kept = torch.from_numpy(places).to(keep_BT.device)
-        focus_ND = torch.zeros(len(x_N3HW), self.focus.dim, device=x_N3HW.device, dtype=x_N3HW.dtype)
-        videos = places // keep_BT.shape[1]
-        with trace.event("focus", shape=(3, *2 * (self.patch_size,)), variant=self.networks.focus, videos=videos):
-            if len(kept):
-                patches = hard_crop(x_N3HW[kept], actions_BT2.flatten(0, 1)[kept], self.patch_size)
-                focus_ND[kept] = self._focused(patches).to(focus_ND.dtype)
-        return focus_ND.unflatten(0, keep_BT.shape)
+    def _boxes(self, actions_BT2: Tensor) -> Tensor:
+        return crop_boxes(actions_BT2, self.patch_size, self.resolution)
+
+    @component("glance", variant=lambda model: model.networks.glance, side=lambda model: model.glance_side)
+    def see(self, x_N3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (N, D, h, w) and vectors (N, D) of whole frames."""
+        maps = self.glance.features(self.shrink(self.normalise(x_N3HW)))
+        return maps, maps.mean((2, 3))
+
+    @component("policy", steps=True)
+    def choose(self, maps_BTDHW: Tensor, state_BH: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scores of the cells (B, T, A), and the policy's state afterwards."""
+        return self.policy.act(maps_BTDHW, state_BH)
+
+    @component("skip policy", steps=True)
+    def choose_kept(self, maps_BTDHW: Tensor, state_BH: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scores of skipping and keeping (B, T, 2), and the second policy's state afterwards."""
+        assert self.skip_policy is not None
+        return self.skip_policy.act(maps_BTDHW, state_BH)
+
+    @component("focus", variant=lambda model: model.networks.focus, side=lambda model: model.patch_size)
+    def look(self, x_N3HW: Tensor, actions_N2: Tensor) -> Tensor:
+        """Vectors (N, D) of the patches at these places, on whole pixels."""
+        return self.focus(hard_crop(self.normalise(x_N3HW), actions_N2, self.patch_size))
+
+    @component("classifier", steps=True)
+    def remember(self, features_BTD: Tensor, state_BH: Tensor | None) -> Tensor:
+        """The classifier's states (B, T, H)."""
+        return self.classifier.roll(features_BTD, state_BH)
+
+    @component("head", fast=False)
+    def conclude(self, state_BH: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        return self.classifier.classify(state_BH)
 
 
 def _defaults() -> dict[str, Any]:

@@ -12,6 +12,7 @@ R places drawn per video.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +24,11 @@ from adafocus.clip_nets import ShiftedNet, stacked
 from adafocus.glance_and_focus import GlanceAndFocus
 from adafocus.policy import gaussian_policy, scattered
 from adafocus.settings import FULL_SIZE, Networks, PolicyWidths, tiny_networks
+from harness.contract.components import component
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, OperatingPoint, ParamGroup, Stage, tiny_stage
+from harness.contract.frames import Frames
 from harness.contract.groups import Dropout, Positive, Rate
 from harness.contract.recognizer import Clips
-from harness.contract.trace import Trace
 from harness.errors import unknown
 from harness.layers.backbones import published
 from harness.layers.crop import crop_boxes, hard_crop
@@ -188,27 +190,25 @@ class AdaFocusV1TSM(GlanceAndFocus):
         if phase not in PHASES:
             raise unknown("phase", phase, PHASES)
         if phase == "focus":
-            return {"loss_focus": cross_entropy(self._focus_logits(self.normalise(clips["focus"])), target_B)}
-        glance_N3HW = self.normalise(clips["glance"].flatten(0, 1))
+            return {"loss_focus": cross_entropy(self.look(clips["focus"], None), target_B)}
         if phase == "glance":
-            return {"loss_glance": cross_entropy(self._glance(glance_N3HW)[1], target_B)}
+            return {"loss_glance": cross_entropy(self.see(clips["glance"])[1], target_B)}
         with torch.no_grad():
-            maps, glance_BC = self._glance(glance_N3HW)
+            maps_BEHW, glance_BC = self.see(clips["glance"])
         focus_BS3HW = self.normalise(clips["focus"])
         if phase == "policy":
-            seen = stacked(maps, self.frames)
-            return self._policy_losses(focus_BS3HW, seen, glance_BC, target_B, random_B2, places_RB2)
+            return self._policy_losses(focus_BS3HW, maps_BEHW, glance_BC, target_B, random_B2, places_RB2)
         if phase == "random":
-            places_B2 = torch.rand(len(target_B), 2, device=maps.device) if random_B2 is None else random_B2
+            places_B2 = torch.rand(len(target_B), 2, device=glance_BC.device) if random_B2 is None else random_B2
         else:
             with torch.no_grad():
-                places_B2 = self._mean_place(stacked(maps, self.frames))
-        return {"loss_sum": cross_entropy(glance_BC + self._focus_logits(focus_BS3HW, places_B2), target_B)}
+                places_B2 = self.choose(maps_BEHW)
+        return {"loss_sum": cross_entropy(glance_BC + self.look(focus_BS3HW, places_B2), target_B)}
 
     def _policy_losses(
         self,
         focus_BS3HW: Tensor,
-        stacked_BEHW: Tensor,
+        maps_BEHW: Tensor,
         glance_BC: Tensor,
         target_B: Tensor,
         random_B2: Tensor | None = None,
@@ -218,7 +218,7 @@ class AdaFocusV1TSM(GlanceAndFocus):
 
         A batch gets one update, so the policy that acts is the one that is trained.
         """
-        out_B12, value_B1, _ = self.policy(stacked_BEHW[:, None])
+        out_B12, value_B1, _ = self.policy(maps_BEHW[:, None])
         acts = Normal(torch.sigmoid(out_B12[:, 0]), self.action_std)
         if places_RB2 is None:
             places_RB2 = acts.sample(torch.Size((self.samples,))).clamp(0, 1)
@@ -235,56 +235,28 @@ class AdaFocusV1TSM(GlanceAndFocus):
 
     def _truth(self, focus_BS3HW: Tensor, places_B2: Tensor, glance_BC: Tensor, target_B: Tensor) -> Tensor:
         """Probability of the true class (B,) with patches at these places."""
-        scores_BC = at_least_float32(glance_BC + self._focus_logits(focus_BS3HW, places_B2)).softmax(-1)
+        scores_BC = at_least_float32(glance_BC + self.look(focus_BS3HW, places_B2)).softmax(-1)
         return scores_BC.gather(1, target_B[:, None])[:, 0]
-
-    def _focus_logits(self, focus_BS3HW: Tensor, places_B2: Tensor | None = None) -> Tensor:
-        """Logits (B, C) of the focus network on patches, on whole frames where no place is given."""
-        x_N3HW = focus_BS3HW.flatten(0, 1) if places_B2 is None else self._patches(focus_BS3HW, places_B2)
-        vectors = self.focus.vectors(self.focus.maps(x_N3HW, self.focus_frames))
-        return self.focus.logits(vectors, self.focus_frames)
-
-    def _patches(self, focus_BS3HW: Tensor, places_B2: Tensor) -> Tensor:
-        """The same place of all frames of a video, on whole pixels (B * S, 3, P, P)."""
-        places_N2 = places_B2.repeat_interleave(focus_BS3HW.shape[1], 0)
-        return hard_crop(focus_BS3HW.flatten(0, 1), places_N2, self.patch_size)
-
-    def _glance(self, x_N3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Feature maps (N, D, h, w) and logits (B, C) of the glance network."""
-        maps = self.glance.maps(self.shrink(x_N3HW), self.frames)
-        return maps, self.glance.logits(self.glance.vectors(maps), self.frames)
-
-    def _mean_place(self, stacked_BEHW: Tensor) -> Tensor:
-        """The Gaussian's mean (B, 2)."""
-        return torch.sigmoid(self.policy.act(stacked_BEHW[:, None])[0][:, 0])
 
     # -- evaluation ------------------------------------------------------------------------------
 
-    def infer(
-        self,
-        clips: Clips,
-        point: Mapping[str, Any] = EMPTY,
-        *,
-        trace: Trace,
-        generator: torch.Generator | None = None,
+    def classify(
+        self, clips: Mapping[str, Frames], point: Mapping[str, Any] = EMPTY, generator: torch.Generator | None = None
     ) -> Tensor:
         """Logits (B, C). `point` may hold `patches`: `random` and `centre` look there and run no policy.
 
         With a `generator` the place is drawn from the policy's Gaussian, or a random one anew.
         """
-        side, size = self.glance_side, self.patch_size
-        with trace.event("glance", shape=(3, side, side), variant=self.glance.name, rows=self.frames):
-            maps, logits = self._glance(self.normalise(clips["glance"].flatten(0, 1)))
-        places_B2 = self._places(clips["focus"], maps, point.get("patches", "learned"), trace, generator)
-        with trace.event("focus", shape=(3, size, size), variant=self.focus.name, rows=self.focus_frames):
-            logits = logits + self._focus_logits(self.normalise(clips["focus"]), places_B2)
-        if trace.details:
-            boxes = crop_boxes(places_B2, size, self.resolution)[:, None].expand(-1, self.focus_frames, -1)
-            trace.note_boxes("focus", range(self.focus_frames), boxes)
-        return logits
+        focus_BS3HW = clips["focus"].all()
+        maps_BEHW, glance_BC = self.see(clips["glance"].all())
+        places_B2 = self._places(focus_BS3HW, maps_BEHW, point.get("patches", "learned"), generator)
+        shape = (-1, self.focus_frames, -1)
+        boxes = partial(crop_boxes, places_B2, self.patch_size, self.resolution)
+        self.note_boxes("focus", range(self.focus_frames), lambda: boxes()[:, None].expand(shape))
+        return glance_BC + self.look(focus_BS3HW, places_B2)
 
     def _places(
-        self, focus_BS3HW: Tensor, maps: Tensor, patches: str, trace: Trace, generator: torch.Generator | None
+        self, focus_BS3HW: Tensor, maps_BEHW: Tensor, patches: str, generator: torch.Generator | None
     ) -> Tensor:
         """Where to look (B, 2)."""
         device = focus_BS3HW.device
@@ -296,13 +268,30 @@ class AdaFocusV1TSM(GlanceAndFocus):
             return torch.rand(len(focus_BS3HW), 2, generator=generator, device=generator.device).to(device)
         if patches != "learned":
             raise unknown("patches", patches, PATCHES)
-        seen = stacked(maps, self.frames)
-        with trace.event("policy", shape=seen.shape[1:]):
-            mean_B2 = self._mean_place(seen)
+        mean_B2 = self.choose(maps_BEHW)
         if generator is None:
             return mean_B2
         noise_B2 = torch.randn(mean_B2.shape, generator=generator, device=generator.device).to(mean_B2)
         return (mean_B2 + self.action_std * noise_B2).clamp(0, 1)
+
+    @component("glance", variant=lambda model: model.glance.name, side=lambda model: model.glance_side, steps=True)
+    def see(self, clip_BT3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps of a clip's frames on top of each other (B, T * D, h, w), and the glance's half of the sum (B, C)."""
+        maps = self.glance.maps(self.shrink(self.normalise(clip_BT3HW.flatten(0, 1))), self.frames)
+        return stacked(maps, self.frames), self.glance.logits(self.glance.vectors(maps), self.frames)
+
+    @component("policy")
+    def choose(self, maps_BEHW: Tensor) -> Tensor:
+        """The Gaussian's mean (B, 2)."""
+        return torch.sigmoid(self.policy.act(maps_BEHW[:, None])[0][:, 0])
+
+    @component("focus", variant=lambda model: model.focus.name, side=lambda model: model.patch_size, steps=True)
+    def look(self, clip_BS3HW: Tensor, places_B2: Tensor | None) -> Tensor:
+        """The focus network's half of the sum (B, C), on one patch of all frames; on whole frames without places."""
+        x_N3HW = self.normalise(clip_BS3HW.flatten(0, 1))
+        if places_B2 is not None:
+            x_N3HW = hard_crop(x_N3HW, places_B2.repeat_interleave(clip_BS3HW.shape[1], 0), self.patch_size)
+        return self.focus.logits(self.focus.vectors(self.focus.maps(x_N3HW, self.focus_frames)), self.focus_frames)
 
 
 def _phase(stage: Stage | None) -> str:

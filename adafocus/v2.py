@@ -11,10 +11,8 @@ Shapes: B videos, T frames, N = B * T, D features, C classes, K exits, P the pat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,11 +31,11 @@ from adafocus.settings import (
     StepClassifier,
     tiny_networks,
 )
+from harness.contract.components import component
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
-from harness.contract.exits import NEVER, point_thresholds, staying
+from harness.contract.frames import Frames
 from harness.contract.groups import Positive
 from harness.contract.recognizer import Clips
-from harness.contract.trace import Trace
 from harness.layers.backbones import build_backbone, published
 from harness.layers.crop import clip_patch_gradients, crop, crop_boxes
 from harness.layers.losses import every_step
@@ -91,16 +89,14 @@ LEARNED_DEPARTURES = (
 )
 
 
-@dataclass
-class _Memory:
-    """What a video carries from step to step; rows are the videos still there."""
+class _State(NamedTuple):
+    """What is known of the videos still there."""
 
-    policy_1BH: Tensor | None = None
-    peak_BH: Tensor | None = None
-
-    def keep(self, rows: Tensor) -> _Memory:
-        policy = None if self.policy_1BH is None else self.policy_1BH[:, rows]
-        return _Memory(policy, None if self.peak_BH is None else self.peak_BH[rows])
+    frames: Frames
+    places_BT2: Tensor | None
+    """Random places in processing order, where they are drawn."""
+    policy_BH: Tensor | None
+    peak_BH: Tensor | None
 
 
 @MODELS.register_module()
@@ -142,10 +138,11 @@ class AdaFocusV2(GlanceAndFocus):
         super().__init__(num_classes, patch_size=patch_size, networks=networks, **kwargs)
         self.frames, self.patch_policy, self.learning, self.heads = frames, patch_policy, learning, heads
         self.exit_score = exits.exit_score
-        self.register_buffer("order", torch.tensor(frame_order(exits.order, frames)), persistent=False)
+        self.steps = frame_order(exits.order, frames)
+        self.register_buffer("order", torch.tensor(self.steps), persistent=False)
         every = exits.exit_every
-        self.exit_ends = [*range(every, frames, every), frames] if every else []
-        self.exits = len(self.exit_ends)
+        self.exit_frames = [*range(every, frames, every), frames] if every else [frames]
+        self.exits = len(self.exit_frames) if every else 0
 
         self.glance = build_backbone(networks.glance)
         self.focus = build_backbone(networks.focus)
@@ -227,14 +224,13 @@ class AdaFocusV2(GlanceAndFocus):
         """
         batch, steps = x_BT3HW.shape[:2]
         x_N3HW = x_BT3HW.flatten(0, 1)
-        maps = self.glance.features(self.shrink(x_N3HW))
-        glance_ND = maps.mean((2, 3))
+        maps, glance_ND = self.see(x_N3HW)
         losses = {}
         if self.heads.aux_losses:
             losses["loss_glance"] = self._glance_loss(glance_ND.unflatten(0, (batch, steps)), target_B)
         passes = self._training_patches(maps.unflatten(0, (batch, steps)), random_BT2)
         for name, actions in passes.items():
-            focus_ND = self.focus(crop(x_N3HW, actions.flatten(0, 1), self.patch_size))
+            focus_ND = self.look(x_N3HW, actions.flatten(0, 1))
             features = torch.cat((glance_ND, focus_ND), dim=1).unflatten(0, (batch, steps))
             losses[f"loss_{name}"] = every_step(self.classifier(features), target_B) / len(passes)
             if self.heads.aux_losses:
@@ -261,117 +257,78 @@ class AdaFocusV2(GlanceAndFocus):
 
     # -- evaluation ------------------------------------------------------------------------------
 
-    def infer(
-        self,
-        clips: Clips,
-        point: Mapping[str, Any] = EMPTY,
-        *,
-        trace: Trace,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Logits (B, C). `point` may hold `thresholds` (K,), or `exit_at`, the exit forced on every video."""
-        frames = clips["frames"]
-        random_BT2 = None
+    def begin(self, clips: Mapping[str, Frames], generator: torch.Generator | None = None) -> _State:
+        frames, places = clips["frames"], None
         if self.patch_policy == "random" and generator is not None:
-            random_BT2 = torch.rand(*frames.shape[:2], 2, generator=generator, device=generator.device)
-        thresholds = point_thresholds(point, self.exits)
-        if thresholds is None:
-            peaks, _ = self._look(frames, 0, self.frames, _Memory(), trace, None, random_BT2)
-            return self._last_logits(peaks, trace)
-        return self._infer_until_sure(frames, thresholds, trace, random_BT2)
+            drawn = torch.rand(len(frames), self.frames, 2, generator=generator, device=generator.device)
+            places = drawn.to(frames.device)
+        return _State(frames, places, None, None)
 
-    def infer_exits(self, clips: Clips, *, trace: Trace) -> Tensor:
-        """Logits at all exits (B, K, C)."""
-        peaks, _ = self._look(clips["frames"], 0, self.frames, _Memory(), trace, None, None)
-        with trace.event("head", shape=(self.classifier.width,), rows=self.frames):
-            logits_BTC = self.classifier.classify(peaks)
-        return logits_BTC[:, [end - 1 for end in self.exit_ends]]
-
-    def _infer_until_sure(
-        self, frames: Tensor, thresholds: Sequence[float], trace: Trace, random_BT2: Tensor | None
-    ) -> Tensor:
-        """Frame by frame, or `exit_every` at a time; videos that are sure leave the batch."""
-        result = torch.zeros(len(frames), self.num_classes, device=frames.device, dtype=self.mean.dtype)
-        trace.exit_step = np.zeros(len(frames), dtype=np.int64)
-        there, memory, start = np.arange(len(frames)), _Memory(), 0
-        rows = torch.arange(len(frames), device=frames.device)
-        for k, end in enumerate(self.exit_ends):
-            trace.exit_step[there] = k
-            actions = None if random_BT2 is None else random_BT2[torch.from_numpy(there).to(random_BT2.device)]
-            peaks, memory = self._look(frames, start, end, memory, trace, (there, rows), actions)
-            last, start = k == self.exits - 1, end
-            if thresholds[k] >= NEVER and not last:
-                continue  # nobody leaves here, whatever the head says
-            with trace.event("head", shape=(self.classifier.width,), videos=there):
-                logits = self.classifier.classify(peaks[:, -1:], end - 1)[:, 0]
-            result[rows] = logits.to(result.dtype)
-            if thresholds[k] <= -NEVER or last:
-                break
-            stays, staying_rows = staying(logits, thresholds[k], self.exit_score)
-            there, rows, memory = there[stays], rows[staying_rows], memory.keep(staying_rows)
-            if not len(there):
-                break
-        trace.frames_used = np.asarray(self.exit_ends, dtype=np.float64)[trace.exit_step]
-        return result
-
-    def _look(
-        self,
-        frames: Tensor,
-        start: int,
-        end: int,
-        memory: _Memory,
-        trace: Trace,
-        there: tuple[np.ndarray, Tensor] | None,
-        random_BT2: Tensor | None,
-    ) -> tuple[Tensor, _Memory]:
-        """Process the frames at steps start .. end-1 of the videos still there.
-
-        `there` are their rows in the batch, on the host and on the frames' device; None: all.
-
-        Returns the running maxima (B, end - start, H) and the memory afterwards.
-        """
-        steps = self.order[start:end]
-        videos, rows = (None, None) if there is None else there
-        count: dict[str, Any] = {"videos": videos, "rows": end - start}
-        x_BT3HW = frames[:, steps] if rows is None else frames[rows[:, None], steps]  # copies these frames only
-        side = self.glance_side
-        with trace.event("glance", shape=(3, side, side), variant=self.networks.glance, **count):
-            x_N3HW = self.normalise(x_BT3HW.flatten(0, 1))
-            maps = self.glance.features(self.shrink(x_N3HW))
-            glance_ND = maps.mean((2, 3))
+    def segment(self, state: _State, first: int, last: int) -> tuple[_State, Tensor]:
+        """Frames up to those of exit `last`, in processing order."""
+        done, end = self.exit_frames[first - 1] if first else 0, self.exit_frames[last]
+        steps = self.steps[done:end]
+        x_BT3HW = state.frames.at(steps)
+        x_N3HW = x_BT3HW.flatten(0, 1)
+        maps, glance_ND = self.see(x_N3HW)
+        policy_BH = None
         if self.patch_policy == "learned":
-            with trace.event("policy", shape=maps.shape[1:], **count):
-                actions, state = self.policy(maps.unflatten(0, x_BT3HW.shape[:2]), memory.policy_1BH)
+            actions, policy_BH = self.choose(maps.unflatten(0, x_BT3HW.shape[:2]), state.policy_BH)
+        elif self.patch_policy == "centre":
+            actions = torch.full((*x_BT3HW.shape[:2], 2), 0.5, device=x_BT3HW.device)
         else:
-            given = None if random_BT2 is None else random_BT2[:, start:end].to(frames.device)
-            actions, state = self._fixed_patches(x_BT3HW, given), None
-        with trace.event("focus", shape=(3, self.patch_size, self.patch_size), variant=self.networks.focus, **count):
-            focus_ND = self.focus(crop(x_N3HW, actions.flatten(0, 1).to(x_N3HW.dtype), self.patch_size))
-        with trace.event("classifier", shape=(self.classifier.dim,), **count):
-            features = torch.cat((glance_ND, focus_ND), dim=1).unflatten(0, x_BT3HW.shape[:2])
-            peaks = self.classifier.accumulate(features, memory.peak_BH)
-        if trace.training_parts and self.heads.aux_losses:
-            self._auxiliary(glance_ND, focus_ND, trace, count)
-        if trace.details:
-            boxes = crop_boxes(actions, self.patch_size, self.resolution)
-            trace.note_boxes("focus", steps.tolist(), boxes, None if videos is None else videos.tolist())
-        return peaks, _Memory(state, peaks[:, -1])
+            actions = scattered(x_BT3HW) if state.places_BT2 is None else state.places_BT2[:, done:end]
+        focus_ND = self.look(x_N3HW, actions.flatten(0, 1))
+        features = torch.cat((glance_ND, focus_ND), dim=1).unflatten(0, x_BT3HW.shape[:2])
+        peaks_BTH = self.remember(features, state.peak_BH)
+        if self.training_parts:
+            self._unneeded(glance_ND, focus_ND, peaks_BTH, done)
+        self.note_boxes("focus", steps, lambda: crop_boxes(actions, self.patch_size, self.resolution))
+        logits = self.conclude(peaks_BTH[:, -1], step=end - 1)
+        return state._replace(policy_BH=policy_BH, peak_BH=peaks_BTH[:, -1]), logits
 
-    def _last_logits(self, peaks_BTH: Tensor, trace: Trace) -> Tensor:
-        """Logits after the last step; the others' heads run only where training-only parts are counted."""
-        if trace.training_parts and len(self.classifier.heads) > 1:
-            with trace.event("head", shape=(self.classifier.width,), rows=self.frames - 1, training_only=True):
-                self.classifier.classify(peaks_BTH[:, :-1])
-        with trace.event("head", shape=(self.classifier.width,)):
-            return self.classifier.classify(peaks_BTH[:, -1:], self.frames - 1)[:, 0]
+    def _unneeded(self, glance_ND: Tensor, focus_ND: Tensor, peaks_BTH: Tensor, done: int) -> None:
+        """What only the losses need: the auxiliary heads, and the heads of all steps but the last."""
+        if self.heads.aux_losses:
+            self.glance_aux(glance_ND, training_only=True)
+            self.focus_aux(focus_ND, training_only=True)
+        if len(self.classifier.heads) > 1:
+            for step, peak_BH in enumerate(peaks_BTH[:, :-1].unbind(1), done):
+                self.conclude(peak_BH, step=step, training_only=True)
 
-    def _auxiliary(self, glance_ND: Tensor, focus_ND: Tensor, trace: Trace, count: Mapping[str, Any]) -> None:
-        with trace.event("glance head", shape=glance_ND.shape[1:], training_only=True, **count):
-            self.glance_head(glance_ND)
-        with trace.event("focus head", shape=focus_ND.shape[1:], training_only=True, **count):
-            self.focus_head(focus_ND)
+    @component("glance", variant=lambda model: model.networks.glance, side=lambda model: model.glance_side)
+    def see(self, x_N3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (N, D, h, w) and vectors (N, D) of whole frames."""
+        maps = self.glance.features(self.shrink(self.normalise(x_N3HW)))
+        return maps, maps.mean((2, 3))
 
-    def _fixed_patches(self, x_BT3HW: Tensor, random_BT2: Tensor | None) -> Tensor:
-        if self.patch_policy == "centre":
-            return torch.full((*x_BT3HW.shape[:2], 2), 0.5, device=x_BT3HW.device)
-        return scattered(x_BT3HW) if random_BT2 is None else random_BT2
+    @component("policy", steps=True)
+    def choose(self, maps_BTDHW: Tensor, state_BH: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Places (B, T, 2), and the policy's state afterwards."""
+        return self.policy(maps_BTDHW, state_BH)
+
+    @component("focus", variant=lambda model: model.networks.focus, side=lambda model: model.patch_size)
+    def look(self, x_N3HW: Tensor, actions_N2: Tensor) -> Tensor:
+        """Vectors (N, D) of the patches at these places."""
+        x_N3HW = self.normalise(x_N3HW)
+        return self.focus(crop(x_N3HW, actions_N2.to(x_N3HW.dtype), self.patch_size))
+
+    @component("classifier", steps=True)
+    def remember(self, features_BTD: Tensor, peak_BH: Tensor | None) -> Tensor:
+        """Running maxima (B, T, H)."""
+        return self.classifier.accumulate(features_BTD, peak_BH)
+
+    @component("head", fast=False)
+    def conclude(self, peak_BH: Tensor, *, step: int) -> Tensor:
+        """Logits (B, C) after a step."""
+        return self.classifier.classify(peak_BH[:, None], step)[:, 0]
+
+    @component("glance head", fast=False)
+    def glance_aux(self, glance_ND: Tensor) -> Tensor:
+        """Logits (N, C) of single frames."""
+        return self.glance_head(glance_ND)
+
+    @component("focus head", fast=False)
+    def focus_aux(self, focus_ND: Tensor) -> Tensor:
+        """Logits (N, C) of single patches."""
+        return self.focus_head(focus_ND)

@@ -11,6 +11,7 @@ Shapes: B videos, T glance frames, S focus frames, N = B * T or B * S, D feature
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,10 +22,11 @@ from adafocus.clip_nets import TwoHeadNet, stacked
 from adafocus.glance_and_focus import GlanceAndFocus
 from adafocus.policy import ClipPolicy, scattered
 from adafocus.settings import FULL_SIZE, Networks, PatchLearning, PolicyWidths, tiny_networks
+from harness.contract.components import component
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, ParamGroup, Stage, tiny_stage
+from harness.contract.frames import Frames
 from harness.contract.groups import Dropout, Positive
 from harness.contract.recognizer import Clips
-from harness.contract.trace import Trace
 from harness.layers.backbones import published
 from harness.layers.crop import clip_patch_gradients, crop, crop_boxes
 from harness.layers.losses import every_step
@@ -181,13 +183,12 @@ class AdaFocusV2TSM(GlanceAndFocus):
         """Cross entropies of both networks' sum and of each one's auxiliary head; see `losses`."""
         clips = self.as_clips(inputs)
         random_B2 = torch.rand(len(clips["glance"]), 2, device=clips["glance"].device)
-        glance, focus = self.normalise(clips["glance"]), self.normalise(clips["focus"])
-        return self.losses(glance, focus, self.labels(data_samples), random_B2)
+        return self.losses(clips["glance"], clips["focus"], self.labels(data_samples), random_B2)
 
     def losses(
         self, glance_BT3HW: Tensor, focus_BS3HW: Tensor, target_B: Tensor, random_B2: Tensor
     ) -> dict[str, Tensor]:
-        """Losses of normalised frames for given random patch places.
+        """Losses of frames for given random patch places.
 
         The sum's loss trains the two heads alone. The glance network learns from its auxiliary head, which has
         weight 1; the focus network from its own with learned and random patches, half each; the policy from
@@ -195,26 +196,25 @@ class AdaFocusV2TSM(GlanceAndFocus):
 
         Source: docs/methods/adafocus-v2.md#on-tsm.
         """
-        maps = self.glance.maps(self.shrink(glance_BT3HW.flatten(0, 1)), self.frames)
-        vectors = self.glance.vectors(maps)
-        glance_BC = self.glance.logits(vectors, self.frames)
-        losses = {"loss_glance": self._auxiliary_loss(self.glance.aux_logits(vectors, self.frames), target_B)}
-        passes = self._training_patches(maps, random_B2)
+        maps_BEHW, vectors_BTD = self.see(glance_BT3HW)
+        glance_BC = self.glance_logits(vectors_BTD)
+        losses = {"loss_glance": self._auxiliary_loss(self.glance_frame_logits(vectors_BTD), target_B)}
+        passes = self._training_patches(maps_BEHW, random_B2)
         for name, actions in passes.items():
-            vectors = self.focus.vectors(self.focus.maps(self._patches(focus_BS3HW, actions), self.focus_frames))
-            logits = glance_BC + self.focus.logits(vectors, self.focus_frames)
-            auxiliary = self.focus.aux_logits(vectors, self.focus_frames)
+            focus_BSD = self.look(focus_BS3HW, actions)
+            logits = glance_BC + self.focus_logits(focus_BSD)
+            auxiliary = self.focus_frame_logits(focus_BSD)
             losses[f"loss_{name}"] = cross_entropy(logits, target_B) / len(passes)
             losses[f"loss_focus_{name}"] = self._auxiliary_loss(auxiliary, target_B) / len(passes)
         return losses
 
-    def _training_patches(self, maps_NDHW: Tensor, random_B2: Tensor) -> dict[str, Tensor]:
+    def _training_patches(self, maps_BEHW: Tensor, random_B2: Tensor) -> dict[str, Tensor]:
         """Actions (B, 2) of each pass of the focus network."""
         if self.patch_policy == "random":
             return {"random": random_B2}
         if self.patch_policy != "learned":
             return {self.patch_policy: torch.full_like(random_B2, 0.5)}
-        actions = self.policy(stacked(maps_NDHW.detach() if self.learning.stop_gradient else maps_NDHW, self.frames))
+        actions = self.policy(maps_BEHW.detach() if self.learning.stop_gradient else maps_BEHW)
         if self.learning.patch_grad_clip:
             actions = clip_patch_gradients(actions)
         return {"learned": actions, "random": random_B2} if self.learning.random_pass else {"learned": actions}
@@ -226,44 +226,64 @@ class AdaFocusV2TSM(GlanceAndFocus):
 
     # -- evaluation ------------------------------------------------------------------------------
 
-    def infer(
-        self,
-        clips: Clips,
-        point: Mapping[str, Any] = EMPTY,
-        *,
-        trace: Trace,
-        generator: torch.Generator | None = None,
+    def classify(
+        self, clips: Mapping[str, Frames], point: Mapping[str, Any] = EMPTY, generator: torch.Generator | None = None
     ) -> Tensor:
-        side = self.glance_side
-        with trace.event("glance", shape=(3, side, side), variant=self.glance.name, rows=self.frames):
-            maps = self.glance.maps(self.shrink(self.normalise(clips["glance"].flatten(0, 1))), self.frames)
-            glance_ND = self.glance.vectors(maps)
+        maps_BEHW, glance_BTD = self.see(clips["glance"].all())
+        focus_BS3HW = clips["focus"].all()
         if self.patch_policy == "learned":
-            seen = stacked(maps, self.frames)
-            with trace.event("policy", shape=seen.shape[1:]):
-                actions = self.policy(seen)
+            actions = self.choose(maps_BEHW)
         else:
-            actions = self._fixed_patches(clips["focus"], generator)
-        size = self.patch_size
-        with trace.event("focus", shape=(3, size, size), variant=self.focus.name, rows=self.focus_frames):
-            patches = self._patches(self.normalise(clips["focus"]), actions.to(maps.dtype))
-            focus_ND = self.focus.vectors(self.focus.maps(patches, self.focus_frames))
-        if trace.details and self.patch_policy != "whole":
-            boxes = crop_boxes(actions, size, self.resolution)
-            steps = range(self.focus_frames)
-            trace.note_boxes("focus", steps, boxes[:, None].expand(-1, self.focus_frames, -1))
-        if trace.training_parts:
-            self._auxiliary(glance_ND, focus_ND, trace)
-        with trace.event("glance head", shape=glance_ND.shape[1:], rows=self.frames):
-            logits = self.glance.logits(glance_ND, self.frames)
-        with trace.event("focus head", shape=focus_ND.shape[1:], rows=self.focus_frames):
-            return logits + self.focus.logits(focus_ND, self.focus_frames)
+            actions = self._fixed_patches(focus_BS3HW, generator)
+        focus_BSD = self.look(focus_BS3HW, actions)
+        if self.patch_policy != "whole":
+            shape = (-1, self.focus_frames, -1)
+            boxes = partial(crop_boxes, actions, self.patch_size, self.resolution)
+            self.note_boxes("focus", range(self.focus_frames), lambda: boxes()[:, None].expand(shape))
+        if self.training_parts:
+            self.glance_frame_logits(glance_BTD, training_only=True)
+            self.focus_frame_logits(focus_BSD, training_only=True)
+        return self.glance_logits(glance_BTD) + self.focus_logits(focus_BSD)
 
-    def _auxiliary(self, glance_ND: Tensor, focus_ND: Tensor, trace: Trace) -> None:
-        with trace.event("glance head", shape=glance_ND.shape[1:], rows=self.frames, training_only=True):
-            self.glance.aux_logits(glance_ND, self.frames)
-        with trace.event("focus head", shape=focus_ND.shape[1:], rows=self.focus_frames, training_only=True):
-            self.focus.aux_logits(focus_ND, self.focus_frames)
+    @component("glance", variant=lambda model: model.glance.name, side=lambda model: model.glance_side, steps=True)
+    def see(self, clip_BT3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps of a clip's frames on top of each other (B, T * D, h, w), and vectors (B, T, D)."""
+        maps = self.glance.maps(self.shrink(self.normalise(clip_BT3HW.flatten(0, 1))), self.frames)
+        return stacked(maps, self.frames), self.glance.vectors(maps).unflatten(0, clip_BT3HW.shape[:2])
+
+    @component("policy")
+    def choose(self, maps_BEHW: Tensor) -> Tensor:
+        """Places (B, 2)."""
+        return self.policy(maps_BEHW)
+
+    @component("focus", variant=lambda model: model.focus.name, side=lambda model: model.patch_size, steps=True)
+    def look(self, clip_BS3HW: Tensor, actions_B2: Tensor) -> Tensor:
+        """Vectors (B, S, D) of the same place of all frames of a video."""
+        x_N3HW = self.normalise(clip_BS3HW.flatten(0, 1))
+        if self.patch_policy != "whole":
+            actions = actions_B2.to(x_N3HW.dtype).repeat_interleave(clip_BS3HW.shape[1], 0)
+            x_N3HW = crop(x_N3HW, actions, self.patch_size)
+        return self.focus.vectors(self.focus.maps(x_N3HW, self.focus_frames)).unflatten(0, clip_BS3HW.shape[:2])
+
+    @component("glance head", steps=True, fast=False)
+    def glance_logits(self, vectors_BTD: Tensor) -> Tensor:
+        """The glance's half of the sum (B, C)."""
+        return self.glance.logits(vectors_BTD.flatten(0, 1), self.frames)
+
+    @component("glance head", steps=True, fast=False)
+    def glance_frame_logits(self, vectors_BTD: Tensor) -> Tensor:
+        """Logits (B, T, C) out of the auxiliary head."""
+        return self.glance.aux_logits(vectors_BTD.flatten(0, 1), self.frames)
+
+    @component("focus head", steps=True, fast=False)
+    def focus_logits(self, vectors_BSD: Tensor) -> Tensor:
+        """The focus network's half of the sum (B, C)."""
+        return self.focus.logits(vectors_BSD.flatten(0, 1), self.focus_frames)
+
+    @component("focus head", steps=True, fast=False)
+    def focus_frame_logits(self, vectors_BSD: Tensor) -> Tensor:
+        """Logits (B, S, C) out of the auxiliary head."""
+        return self.focus.aux_logits(vectors_BSD.flatten(0, 1), self.focus_frames)
 
     def _fixed_patches(self, clip_BS3HW: Tensor, generator: torch.Generator | None) -> Tensor:
         batch, device = len(clip_BS3HW), clip_BS3HW.device
@@ -272,10 +292,3 @@ class AdaFocusV2TSM(GlanceAndFocus):
         if generator is None:
             return scattered(clip_BS3HW[:, :1])[:, 0]
         return torch.rand(batch, 2, generator=generator, device=generator.device).to(device)
-
-    def _patches(self, clip_BS3HW: Tensor, actions_B2: Tensor) -> Tensor:
-        """The same place of all frames of a video, (B * S, 3, P, P)."""
-        x_N3HW = clip_BS3HW.flatten(0, 1)
-        if self.patch_policy == "whole":
-            return x_N3HW
-        return crop(x_N3HW, actions_B2.repeat_interleave(clip_BS3HW.shape[1], 0), self.patch_size)

@@ -1,8 +1,8 @@
 """AR-Net: a small recurrent policy picks a resolution (with its own network) for each frame, or skips frames.
 
-Its decisions are executed here: a skipped frame is not computed, not even by the policy, and any other
-frame goes through the one network that was chosen for it. The authors' code computes everything and
-subtracts on paper (their issue 2).
+Its decisions are executed here: the policy looks at all frames at once, a skipped frame costs nothing more, and any
+other goes through the one network that was chosen for it. The authors' code computes everything and subtracts on
+paper (their issue 2).
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from harness.contract.components import component
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, OperatingPoint, Stage, frame_points, tiny_stage
+from harness.contract.frames import Frames
 from harness.contract.groups import Dropout, Positive, Share, Weight
 from harness.contract.recognizer import Clips, EfficientRecognizer
-from harness.contract.trace import Trace
 from harness.errors import UsageError
 from harness.layers.backbones import build_backbone
-from harness.layers.gumbel import decide, straight_through_gumbel
+from harness.layers.gumbel import gumbel_noise, straight_through_gumbel
 from harness.layers.init import normal_linear, tsn_groups
 from harness.layers.resize import ResizeMode, resize, share_of
 from harness.measure.counter import MacMeter
@@ -41,7 +42,7 @@ CARD = {
     "source": "docs/methods/ar-net.md; github.com/mengyuest/AR-Net",
     "summary": "per frame: one of three resolutions, the policy's own features, or a skip of 1, 2 or 4 frames",
     "knobs": {"frames": "test", "cost_weight": "train"},
-    "version": 1,
+    "version": 2,
 }
 
 SKIPS = (1, 2, 4)
@@ -74,8 +75,7 @@ class ARNet(EfficientRecognizer):
     (zeros where all are).
 
     One departure from the authors' code: inside a skip window they restore the LSTM's hidden but not its
-    cell state, so the cell goes on reading skipped frames, which then cannot be left out. Here both
-    states rest, in training and evaluation.
+    cell state, so the cell goes on reading skipped frames. Here both states rest, in training and evaluation.
 
     Args:
         num_classes: C.
@@ -282,77 +282,73 @@ class ARNet(EfficientRecognizer):
 
     # -- evaluation ------------------------------------------------------------------------------
 
-    def infer(
-        self,
-        clips: Clips,
-        point: Mapping[str, Any] = EMPTY,
-        *,
-        trace: Trace,
-        generator: torch.Generator | None = None,
+    def classify(
+        self, clips: Mapping[str, Frames], point: Mapping[str, Any] = EMPTY, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Decide frame by frame, then run each path once on all frames that chose it.
+        """Decide on all frames, then run each path once on all frames that chose it.
 
         With `generator` the decisions are sampled, as in the authors' test script; else the likeliest
         action is taken.
         """
         clip = clips["frames"]
-        total = torch.zeros(len(clip), self.num_classes, device=clip.device)
-        chosen_BT = self._decisions(clip, total, trace, generator)
-        for path in range(len(self.paths)):
+        everything = clip.all()
+        features_BTD = self.preview(everything.flatten(0, 1)).unflatten(0, everything.shape[:2])
+        noise_BTK = features_BTD.new_zeros(*everything.shape[:2], self.actions)
+        if generator is not None:
+            noise_BTK = gumbel_noise(noise_BTK, generator)
+        actions_BT, hidden_BTH = self.decide(features_BTD, noise_BTK)
+        chosen_BT = actions_BT.cpu().numpy()
+        total = hidden_BTH.new_zeros(len(clip), self.num_classes)
+        for path in range(self.own + 1):
             videos, steps = np.nonzero(chosen_BT == path)
             if len(videos):
-                rows = torch.from_numpy(videos).to(clip.device)
-                logits = self._run_path(path, clip[rows, torch.from_numpy(steps).to(clip.device)], videos, trace)
+                rows, at = torch.from_numpy(videos).to(clip.device), torch.from_numpy(steps).to(clip.device)
+                if path == self.own:
+                    logits = self.classify_own(hidden_BTH[rows, at], videos=videos)
+                else:
+                    logits = self.run_path(everything[rows, at], path=path, videos=videos)
                 total.index_add_(0, rows, logits.to(total.dtype))
-        trace.frames_seen = (chosen_BT >= 0) & (chosen_BT <= self.own)
-        trace.frames_used = trace.frames_seen.sum(1)
-        used = torch.from_numpy(trace.frames_used).to(total.device)
+        seen_BT = (chosen_BT >= 0) & (chosen_BT <= self.own)
+        if self.trace is not None:
+            self.trace.note_decisions("action", chosen_BT)
+            self.trace.frames_seen, self.trace.frames_used = seen_BT, seen_BT.sum(1)
+        used = torch.from_numpy(seen_BT.sum(1)).to(total.device)
         return total / used.clamp_min(1).unsqueeze(1)
 
-    def _decisions(self, clip: Tensor, total: Tensor, trace: Trace, generator: torch.Generator | None) -> np.ndarray:
-        """Action of each video and frame (B, T), -1 inside a skip window; adds the policy's own logits to `total`."""
-        chosen_BT = np.full(tuple(clip.shape[:2]), -1, dtype=np.int64)
-        waiting = np.zeros(len(clip), dtype=np.int64)
-        lengths = self.skip_lengths.cpu().numpy()
-        state = self._start(total)
-        for step in range(clip.shape[1]):
-            active = np.flatnonzero(waiting == 0)
-            waiting = np.maximum(waiting - 1, 0)
-            if not len(active):
-                continue
-            rows = torch.from_numpy(active).to(clip.device)
-            hidden, cell, logits = self._look(clip[rows, step], state, rows, active, trace)
-            actions = self._act(logits, rows, len(clip), generator)
-            state.hidden[rows], state.cell[rows] = hidden.to(total.dtype), cell.to(total.dtype)
-            chosen_BT[active, step] = actions
-            waiting[active] = np.maximum(lengths[actions] - 1, 0)
-            trace.note_decision("action", active.tolist(), step, actions.tolist(), clip.shape[1])
-            own = np.flatnonzero(actions == self.own)
-            if len(own):
-                picked = torch.from_numpy(own).to(clip.device)
-                with trace.event("own-classifier", shape=hidden.shape[1:], videos=active[own]):
-                    total.index_add_(0, rows[picked], self.policy.fc(hidden[picked]).to(total.dtype))
-        return chosen_BT
+    @component("policy", variant=lambda model: model.policy_name, side=lambda model: model.policy_side)
+    def preview(self, x_N3HW: Tensor) -> Tensor:
+        """The policy's features (N, D) of frames."""
+        return self.policy.backbone(resize(self.normalise(x_N3HW), self.policy_side, self.resize))
 
-    def _look(
-        self, frames: Tensor, state: _State, rows: Tensor, videos: np.ndarray, trace: Trace
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of the policy for some videos: new hidden and cell state and the actions' log-probabilities."""
-        side = self.policy_side
-        with trace.event("policy", variant=self.policy_name, shape=(3, side, side), videos=videos):
-            features = self.policy.backbone(resize(self.normalise(frames), side, self.resize))
-            hidden, cell = self.policy.lstm(features, (state.hidden[rows], state.cell[rows]))
-            return hidden, cell, self.policy.log_probabilities(hidden)
+    @component("decisions", steps=True)
+    def decide(self, features_BTD: Tensor, noise_BTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Action of each frame (B, T), -1 inside a skip window, and the LSTM's hidden states (B, T, H)."""
+        state = self._start(features_BTD[:, 0])
+        actions, states = [], []
+        for features, noise in zip(features_BTD.unbind(1), noise_BTK.unbind(1), strict=True):
+            hidden, cell = self.policy.lstm(features, (state.hidden, state.cell))
+            resting = state.waiting > 0
+            action = (self.policy.log_probabilities(hidden) + noise).argmax(-1)
+            hidden = torch.where(resting[:, None], state.hidden, hidden)
+            cell = torch.where(resting[:, None], state.cell, cell)
+            actions.append(torch.where(resting, -1, action))
+            states.append(hidden)
+            state = _State(hidden, cell, self._advance(state.waiting, action))
+        return torch.stack(actions, 1), torch.stack(states, 1)
 
-    def _act(self, logits: Tensor, rows: Tensor, videos: int, generator: torch.Generator | None) -> np.ndarray:
-        """Actions of the `rows`; noise is drawn for all `videos`, so a video's does not depend on the others'."""
-        spread = logits.new_zeros(videos, self.actions).index_copy(0, rows, logits)
-        return decide(spread, generator)[rows].cpu().numpy()
+    @component("own-classifier", fast=False)
+    def classify_own(self, hidden_NH: Tensor) -> Tensor:
+        """Logits (N, C) of the policy's own features."""
+        return self.policy.fc(hidden_NH)
 
-    def _run_path(self, path: int, frames: Tensor, videos: np.ndarray, trace: Trace) -> Tensor:
-        side = self.sides[path]
-        with trace.event("path", variant=f"{self.backbone_names[path]}@{side}", shape=(3, side, side), videos=videos):
-            return self.paths[path](resize(self.normalise(frames), side, self.resize))
+    @component(
+        "path",
+        variant=lambda model, path: f"{model.backbone_names[path]}@{model.sides[path]}",
+        side=lambda model, path: model.sides[path],
+    )
+    def run_path(self, x_N3HW: Tensor, *, path: int) -> Tensor:
+        """Logits (N, C) of frames that chose this network."""
+        return self.paths[path](resize(self.normalise(x_N3HW), self.sides[path], self.resize))
 
     def _start(self, like: Tensor) -> _State:
         hidden, cell = like.new_zeros(2, len(like), self.policy.lstm.hidden_size)

@@ -4,7 +4,7 @@
         def __init__(self, num_classes, resolution, ...): ...   # keyword settings, all JSON-able
         settings_for / recipe        what the tiny and the paper size are, and how they are trained
         loss                         training
-        infer                        evaluation: executes only what it decides, reports it to the trace
+        classify                     evaluation: executes only what it decides, through components
 
 Ordinary mmengine configs may build it as `dict(type='MyMethod', num_classes=...)`: mmengine's Runner
 calls `loss` and `predict` through mmaction2's `forward`.
@@ -15,7 +15,8 @@ Shapes: B videos, T frames, C classes (or channels where it says so), K exits.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,10 +25,13 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 import harness.compat.imports  # noqa: F401  (before mmaction)
+from harness.contract.components import Call, Form
 from harness.contract.declarations import EMPTY, ClipRequest, OperatingPoint, Stage, below
-from harness.contract.exits import calibrate_thresholds
+from harness.contract.exits import calibrate_thresholds, point_thresholds
+from harness.contract.frames import Frames, as_frames
 from harness.contract.groups import Positive, grouped, validated
 from harness.contract.preprocessor import ClipPreprocessor
+from harness.contract.segments import every_exit, until_sure
 from harness.contract.trace import Trace
 from harness.errors import UsageError
 
@@ -54,11 +58,16 @@ class EfficientRecognizer(BaseRecognizer):
 
     Attributes:
         exits: K, the number of points at which `infer` may stop; 0 for a method without exits.
+        exit_frames: Frames that a prediction at each exit rests on (K,), or at the end of a method without exits (1,);
+            empty where they are the clip's, or the method tells the trace itself.
+        trace: Of the evaluation that is going on; None in training.
+        forms: How components run where the harness wants another way than their functions.
         exit_score: How sure a prediction is at an exit, see `harness.contract.exits.exit_scores`.
         online: Whether `step` works.
     """
 
     exits: int = 0
+    exit_frames: Sequence[int] = ()
     exit_score: str = "softmax"
     online: ClassVar[bool] = False
     test_settings: ClassVar[tuple[str, ...]] = ()
@@ -92,6 +101,8 @@ class EfficientRecognizer(BaseRecognizer):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.stage: Stage | None = None
         self.progress = 0.0
+        self.trace: Trace | None = None
+        self.forms: Mapping[Call, Form] = {}
         self._eval_prefixes: tuple[str, ...] = ()
 
     # -- what a method says of itself ------------------------------------------------------------
@@ -166,22 +177,76 @@ class EfficientRecognizer(BaseRecognizer):
 
     def infer(
         self,
-        clips: Clips,
+        clips: Mapping[str, Tensor | Frames],
         point: Mapping[str, Any] = EMPTY,
         *,
         trace: Trace,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Unnormalised logits (B, C); executes only what it decides and reports it to `trace`.
+        """Unnormalised logits (B, C); executes only what the method decides, and tells `trace` of it.
 
-        `point` holds the settings of an operating point; `generator` is given only in the mode with
-        test-time randomness (None: deterministic argmax).
+        Args:
+            clips: Of every clip request, uint8 (B, T, 3, H, W) or Frames.
+            point: Settings of an operating point; of a method with exits it may hold `thresholds` (K,), or `exit_at`,
+                the exit forced on every video.
+            generator: Only in the mode with test-time randomness (None: deterministic argmax).
+
+        This is the harness's side; a method has `classify`, or `begin` and `segment`.
         """
-        raise NotImplementedError
+        thresholds = point_thresholds(point, self.exits)
+        with self._told(trace):
+            if thresholds is None:
+                logits = self.classify(as_frames(clips), point, generator)
+            else:
+                logits = until_sure(self, as_frames(clips), thresholds, trace, generator)
+        if self.exit_frames:
+            left_at = -1 if trace.exit_step is None else trace.exit_step
+            used = np.asarray(self.exit_frames, dtype=np.float64)[left_at]
+            trace.frames_used = np.broadcast_to(used, (trace.videos,))
+        return logits
 
-    def infer_exits(self, clips: Clips, *, trace: Trace) -> Tensor:
+    def infer_exits(self, clips: Mapping[str, Tensor | Frames], *, trace: Trace) -> Tensor:
         """Logits at all exits (B, K, C), for calibration; only for methods with exits."""
-        raise UsageError(f"{type(self).__name__} has no exits")
+        if not self.exits:
+            raise UsageError(f"{type(self).__name__} has no exits")
+        with self._told(trace):
+            return every_exit(self, as_frames(clips))
+
+    @contextmanager
+    def _told(self, trace: Trace) -> Iterator[None]:
+        before, self.trace = self.trace, trace
+        try:
+            yield
+        finally:
+            self.trace = before
+
+    @property
+    def training_parts(self) -> bool:
+        """Whether parts that only the losses need are to run as well, to be counted."""
+        return self.trace is not None and self.trace.training_parts
+
+    def classify(
+        self, clips: Mapping[str, Frames], point: Mapping[str, Any] = EMPTY, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Unnormalised logits (B, C) of a method without exits; of one with exits, all its segments as one."""
+        return self.segment(self.begin(clips, generator), 0, max(self.exits, 1) - 1)[1]
+
+    def begin(self, clips: Mapping[str, Frames], generator: torch.Generator | None = None) -> Any:
+        """The state before the first segment: tensors and Frames, rows first (see harness.contract.segments)."""
+        raise NotImplementedError(f"{type(self).__name__} has neither classify nor segments (begin, segment)")
+
+    def segment(self, state: Any, first: int, last: int) -> tuple[Any, Tensor]:
+        """Run the segments `first` .. `last` as one on the videos still there, whose state is given.
+
+        Returns:
+            Their state afterwards, and the logits (B, C) of exit `last`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no segments (begin, segment)")
+
+    def note_boxes(self, label: str, steps: Any, boxes_BK4: Callable[[], Tensor], videos: Any = None) -> None:
+        """Tell where was looked (`Trace.note_boxes`); `boxes_BK4` is called only where somebody asks."""
+        if self.trace is not None and self.trace.details:
+            self.trace.note_boxes(label, steps, boxes_BK4(), videos)
 
     def exit_settings(self, step: int) -> dict[str, Any]:
         """Point settings that stop every video at exit `step`; the harness measures each exit's cost so."""

@@ -1,9 +1,9 @@
 """What an evaluation forward did: which component ran, on what shape, for which video.
 
-A method wraps each piece of work it executes in `with trace.event(...)`. From the events follow
+Every component of a method tells the trace when it is called (harness.contract.components). From this follow
 GFLOPs per video (count x cost table), decision statistics and the overlays of the report. The table is
 measured, not typed: when a `meter` (harness.measure.counter) is attached, the multiply-accumulates that
-run inside the block are attributed to the event.
+run inside the call are attributed to it.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Trace:
     """Keep boxes and decisions too (costs a device synchronisation; off while timing)."""
     training_parts: bool = False
     """Run and count the training-only parts as well (published figures of V2 include them)."""
+    there: np.ndarray | None = None
+    """Videos of the batch that have not left; None: all."""
     counts: dict[EventKey, np.ndarray] = field(default_factory=dict)
     """Rows of each kind of work per video, float64 (videos,)."""
     macs: dict[EventKey, list[tuple[float, float]]] = field(default_factory=dict)
@@ -84,37 +86,44 @@ class Trace:
         self._within: EventKey | None = None
 
     @contextmanager
-    def event(
+    def work(
         self,
         component: str,
-        *,
+        variant: str,
         shape: Sequence[int],
-        variant: str = "",
+        rows: int,
+        *,
         videos: Sequence[int] | np.ndarray | None = None,
-        rows: int = 1,
         training_only: bool = False,
     ) -> Iterator[None]:
-        """Wrap a piece of work that is being executed now.
+        """Wrap a component's call, which is being executed now.
 
         Args:
-            component: Name of the part.
-            shape: Input shape of one row, without batch.
+            component: Its name.
             variant: What else the cost of a row depends on.
-            videos: Batch index of each video (repeats allowed, one entry per piece); None means every
-                video of the batch once.
-            rows: Rows executed for each entry of `videos` (16 frames each: rows=16).
-            training_only: The part is not needed for the prediction; only where `training_parts` asks for it.
+            shape: Input shape of one row, without batch.
+            rows: Rows that are executed, equally many for each video.
+            videos: Their videos among those still there (repeats allowed); None: all of these, in order.
+            training_only: The call is not needed for the prediction; only where `training_parts` asks for it.
 
         Raises:
-            BenchError: Within another event, or a training-only part that nobody asked for.
+            BenchError: Within another component, a training-only call that nobody asked for, or rows that cannot be
+                the videos'.
         """
         key = EventKey(component, variant, tuple(int(s) for s in shape), training_only)
         if training_only and not self.training_parts:
             raise BenchError(
-                f"{key.label()} ran in a plain evaluation; training-only parts run where trace.training_parts is set"
+                f"{key.label()} ran in a plain evaluation; training-only parts run where training_parts is set"
             )
         if self._within is not None:
-            raise BenchError(f"{key.label()} is inside {self._within.label()}; close one trace.event before the next")
+            raise BenchError(f"{key.label()} is inside {self._within.label()}; a component does not call another")
+        whose = self._whose(videos)
+        each, rest = divmod(rows, len(whose)) if len(whose) else (0, rows)
+        if rest:
+            raise BenchError(
+                f"{key.label()} ran on {rows} rows, which {len(whose)} videos cannot share equally; name each row's "
+                "video (videos=...)"
+            )
         before = self._meter.total if self._meter is not None else 0.0
         self._within = key
         try:
@@ -122,35 +131,38 @@ class Trace:
                 yield
         finally:
             self._within = None
-        counts = self.counts.setdefault(key, np.zeros(self.videos))
-        if videos is None:
-            counts += rows
-            done = float(self.videos * rows)
-        else:
-            np.add.at(counts, np.asarray(videos, dtype=np.intp), rows)
-            done = float(len(videos) * rows)
-        if self._meter is not None and done:
-            self.macs.setdefault(key, []).append((self._meter.total - before, done))
+        np.add.at(self.counts.setdefault(key, np.zeros(self.videos)), whose, each)
+        if self._meter is not None and rows:
+            self.macs.setdefault(key, []).append((self._meter.total - before, float(rows)))
 
-    def note_boxes(self, label: str, steps: Sequence[int], boxes_BK4: Any, videos: Sequence[int] | None = None) -> None:
+    def _whose(self, videos: Sequence[int] | np.ndarray | None) -> np.ndarray:
+        """Places in the batch of `videos`, which are places among those still there."""
+        there = np.arange(self.videos) if self.there is None else self.there
+        return there if videos is None else there[np.asarray(videos, dtype=np.intp)]
+
+    def note_boxes(
+        self, label: str, steps: Any, boxes_BK4: Any, videos: Sequence[int] | np.ndarray | None = None
+    ) -> None:
         """Keep patch boxes for the overlays, if `details` is on.
 
         Args:
             label: What looks there (`focus`).
-            steps: Frame position in the clip of each of the K boxes.
+            steps: Frame position in the clip of each of the K boxes, (K,) or (B, K).
             boxes_BK4: (top, left, height, width) as shares of the frame side, tensor or array.
-            videos: Batch index of each row; all in order when None.
+            videos: Of each row, among those still there; all in order when None.
         """
         if not self.details:
             return
+        whose = self._whose(videos)
         values = np.asarray(boxes_BK4.detach().float().cpu() if hasattr(boxes_BK4, "detach") else boxes_BK4)
-        for row, video in enumerate(range(self.videos) if videos is None else videos):
-            for step, box in zip(steps, values[row], strict=True):
+        places = np.asarray(steps.cpu() if hasattr(steps, "cpu") else steps)
+        for row, (video, own) in enumerate(zip(whose, np.broadcast_to(places, values.shape[:2]), strict=True)):
+            for step, box in zip(own, values[row], strict=True):
                 top, left, height, width = (float(v) for v in box)
                 self.boxes.append((int(video), int(step), label, top, left, height, width))
 
-    def note_decision(self, name: str, videos: Sequence[int], step: int, value: Sequence[int], length: int) -> None:
-        """Keep the decision `value` taken at frame position `step` of `length` for each of `videos`."""
+    def note_decisions(self, name: str, values_BT: np.ndarray) -> None:
+        """Keep per-frame decisions (B, T) int of the videos still there, -1 where none was taken."""
         if self.details:
-            table = self.decisions.setdefault(name, np.full((self.videos, length), -1, dtype=np.int64))
-            table[np.asarray(videos, dtype=np.intp), step] = np.asarray(value)
+            table = self.decisions.setdefault(name, np.full((self.videos, values_BT.shape[1]), -1, dtype=np.int64))
+            table[self._whose(None)] = values_BT

@@ -12,12 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from harness.contract.components import component
 from harness.contract.declarations import EMPTY, ClipRequest, InitFrom, Stage
+from harness.contract.frames import Frames
 from harness.contract.groups import Dropout, Positive
 from harness.contract.recognizer import Clips, EfficientRecognizer
-from harness.contract.trace import Trace
 from harness.layers.backbones import build_backbone
 from harness.layers.init import normal_linear
+
+
+def _backbone(model: FrameClassifier) -> str:
+    return model.backbone_name
+
+
+def _side(model: FrameClassifier) -> int:
+    return model.side
 
 
 class FrameClassifier(EfficientRecognizer):
@@ -70,22 +79,28 @@ class FrameClassifier(EfficientRecognizer):
         logits = self.frame_logits(self.as_clips(inputs)["frames"]).mean(1)
         return {"loss_cls": cross_entropy(logits, self.labels(data_samples))}
 
-    def infer(
-        self,
-        clips: Clips,
-        point: Mapping[str, Any] = EMPTY,
-        *,
-        trace: Trace,
-        generator: torch.Generator | None = None,
+    def classify(
+        self, clips: Mapping[str, Frames], point: Mapping[str, Any] = EMPTY, generator: torch.Generator | None = None
     ) -> Tensor:
-        clip = clips["frames"]
-        with trace.event("backbone", variant=self.backbone_name, shape=(3, self.side, self.side), rows=clip.shape[1]):
-            return self.frame_logits(clip).mean(1)
+        return self.frame_logits(clips["frames"].all()).mean(1)
 
-    def frame_logits(self, clip: Tensor) -> Tensor:
-        """Logits of every frame (B, T, C) of a clip (B, T, 3, H, W)."""
-        features = self.backbone(self.seen(self.normalise(clip.flatten(0, 1))), segments=clip.shape[1])
-        return self.fc(self.dropout(features)).unflatten(0, clip.shape[:2])
+    def frame_logits(self, clip_BT3HW: Tensor) -> Tensor:
+        """Logits of every frame (B, T, C)."""
+        if self.shift:
+            return self.clip_scores(clip_BT3HW)
+        return self.frame_scores(clip_BT3HW.flatten(0, 1)).unflatten(0, clip_BT3HW.shape[:2])
+
+    @component("backbone", variant=_backbone, side=_side)
+    def frame_scores(self, x_N3HW: Tensor) -> Tensor:
+        """Logits (N, C) of frames that do not know of each other."""
+        return self.fc(self.dropout(self.backbone(self.seen(self.normalise(x_N3HW)))))
+
+    @component("backbone", variant=_backbone, side=_side, steps=True)
+    def clip_scores(self, clip_BT3HW: Tensor) -> Tensor:
+        """Logits (B, T, C) of the frames of clips."""
+        x_N3HW = self.seen(self.normalise(clip_BT3HW.flatten(0, 1)))
+        features = self.backbone(x_N3HW, segments=clip_BT3HW.shape[1])
+        return self.fc(self.dropout(features)).unflatten(0, clip_BT3HW.shape[:2])
 
     def seen(self, x_N3HW: Tensor) -> Tensor:
         """Normalised frames as the network sees them."""

@@ -98,24 +98,25 @@ class ActorCritic(nn.Module):
         self.actor = nn.Linear(hidden, outputs)
         self.critic = nn.Linear(hidden, 1)
 
-    def forward(self, inputs_BT: Tensor, state_1BH: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """The actor's outputs (B, T, A), values (B, T), and the GRU's state after the last step (1, B, H).
+    def forward(self, inputs_BT: Tensor, state_BH: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The actor's outputs (B, T, A), values (B, T), and the GRU's state after the last step (B, H).
 
         `inputs_BT` is (B, T, ...). Runs in the weights' precision, also inside autocast: a choice must not
         depend on it.
         """
-        out_BTH, state_1BH = self._roll(inputs_BT, state_1BH)
+        out_BTH, state_BH = self._roll(inputs_BT, state_BH)
         with no_autocast(out_BTH):
-            return self.actor(out_BTH), self.critic(out_BTH)[..., 0], state_1BH
+            return self.actor(out_BTH), self.critic(out_BTH)[..., 0], state_BH
 
-    def act(self, inputs_BT: Tensor, state_1BH: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def act(self, inputs_BT: Tensor, state_BH: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `forward`, without the critic, which only training needs."""
-        out_BTH, state_1BH = self._roll(inputs_BT, state_1BH)
+        out_BTH, state_BH = self._roll(inputs_BT, state_BH)
         with no_autocast(out_BTH):
-            return self.actor(out_BTH), state_1BH
+            return self.actor(out_BTH), state_BH
 
-    def _roll(self, inputs_BT: Tensor, state_1BH: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _roll(self, inputs_BT: Tensor, state_BH: Tensor | None) -> tuple[Tensor, Tensor]:
         with no_autocast(inputs_BT):
             inputs = inputs_BT.to(self.actor.weight.dtype)
             codes_BTE = self.encoder(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
-            return self.gru(codes_BTE, state_1BH)
+            out_BTH, state_1BH = self.gru(codes_BTE, None if state_BH is None else state_BH[None])
+            return out_BTH, state_1BH[0]

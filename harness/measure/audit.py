@@ -105,8 +105,8 @@ def audited(
     told = sum(macs for measured in trace.macs.values() for macs, _ in measured)
     if not math.isclose(told, audit.total, rel_tol=1e-9):
         raise BenchError(
-            f"{name}.infer ran {audit.total:.0f} MACs, its events tell of {told:.0f}; name in every trace.event the "
-            "videos and rows that it works on"
+            f"{name}.infer ran {audit.total:.0f} MACs, its components tell of {told:.0f}; give every "
+            "component rows, and their videos where these do not share them equally"
         )
     return Audited(logits, trace, audit.total, audit.products, frozenset(audit.declared), audit.host_values)
 
@@ -253,7 +253,7 @@ class _Audit(MacMeter):
         raise error
 
     def _outside(self, what: str) -> None:
-        self.refuse(f"runs {what} outside trace.event{_where()}; put all work of components inside events")
+        self.refuse(f"runs {what} outside components{_where()}; put all such work into methods that are a @component")
 
     def _entered(self, module: nn.Module, _: Any) -> None:
         if all(parameter is None for parameter in module._parameters.values()):

@@ -178,7 +178,7 @@ def whole_check(table: CostTable, runs: Iterable[tuple[Trace, float]], name: str
         if difference > AGREEMENT:
             raise BenchError(
                 f"{name}.infer ran {total / GIGA:.6g} GFLOPs on {trace.videos} videos, its trace tells of "
-                f"{told / GIGA:.6g} ({difference:.1%} apart); put all costly work inside trace.event"
+                f"{told / GIGA:.6g} ({difference:.1%} apart); put all costly work into components"
             )
     return {"videos": videos, "max_relative_difference": worst}
 

@@ -80,7 +80,7 @@ class Output:
 class _Unrecorded(Trace):
     """A trace that counts nothing: the harness's bookkeeping is not the method's work."""
 
-    def event(self, *args: Any, **kwargs: Any) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+    def work(self, *args: Any, **kwargs: Any) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
         return _NOTHING
 
 

@@ -1,6 +1,6 @@
 """Where the time of a forward goes: seconds per component of a method, and a torch.profiler trace.
 
-The components are the method's own (`trace.event`); what runs outside them is shown as `(outside)`.
+The components are the method's own; what runs outside them is shown as `(outside)`.
 Timing an event waits for the device on both sides, so the sum is above an undisturbed forward: use it
 for shares, and `harness.measure.latency` for latency.
 """

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from harness.contract.components import component
 from harness.contract.declarations import EMPTY, ClipRequest, Stage
+from harness.contract.frames import Frames
 from harness.contract.recognizer import Clips, EfficientRecognizer
-from harness.contract.trace import Trace
 from harness.data.glyphs import stills
 from harness.layers.backbones import build_backbone
 
@@ -38,15 +39,18 @@ class StillsRecognizer(EfficientRecognizer):
         return (ClipRequest(1),)
 
     def loss(self, inputs: Clips | Tensor, data_samples: Sequence[Any], **kwargs: Any) -> dict[str, Tensor]:
-        logits = self.infer(self.as_clips(inputs), trace=Trace(len(data_samples)))
+        logits = self.look(self.as_clips(inputs)["frames"][:, 0])
         return {"loss_cls": F.cross_entropy(logits, self.labels(data_samples))}
 
-    def infer(
-        self, clips: Clips, point: Mapping[str, Any] = EMPTY, *, trace: Trace, generator: torch.Generator | None = None
+    def classify(
+        self, clips: Mapping[str, Frames], point: Mapping[str, Any] = EMPTY, generator: torch.Generator | None = None
     ) -> Tensor:
-        frames = clips["frames"][:, 0]
-        with trace.event("backbone", shape=frames.shape[1:]):
-            return self.head(self.backbone(self.normalise(frames)))
+        return self.look(clips["frames"].at([0])[:, 0])
+
+    @component("backbone")
+    def look(self, x_N3HW: Tensor) -> Tensor:
+        """Logits (N, C) of stills."""
+        return self.head(self.backbone(self.normalise(x_N3HW)))
 
 
 class StillsDataset(Dataset):

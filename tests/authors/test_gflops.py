@@ -21,7 +21,7 @@ RECURRENT = {
     "adafocus-v1-plus": ("policy", "classifier", "skip policy"),
     "adafocus-v1-tsm": ("policy",),
     "adafocus-v2": ("policy",),
-    "ar-net": ("policy",),
+    "ar-net": ("decisions",),
 }
 """Components with a GRU or LSTM, which fvcore does not count."""
 

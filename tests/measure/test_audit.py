@@ -55,10 +55,10 @@ class Honest(nn.Module):
 
     def infer(self, clips, point=EMPTY, *, trace, generator=None):
         x = (clips["frames"].flatten(2) - self.mean) / 255
-        with trace.event("look", shape=(WIDTH,), rows=x.shape[1]):
+        with trace.work("look", "", (WIDTH,), x.shape[0] * x.shape[1]):
             logits = self.look(x).mean(1)
         bright = (x[:, 0, 0] > 0).nonzero()[:, 0]
-        with trace.event("dear", shape=(WIDTH,), videos=bright.numpy()):
+        with trace.work("dear", "", (WIDTH,), len(bright), videos=bright.numpy()):
             logits[bright] += self.dear(x[bright, 0])
         return self.more(x, logits, trace)
 
@@ -149,7 +149,7 @@ def test_trace_does_not_tell_who_watches():
 
 
 def training_only(self, x, logits, trace):
-    with trace.event("aux", shape=(WIDTH,), training_only=True):
+    with trace.work("aux", "", (WIDTH,), len(x), training_only=True):
         return logits + self.dear(x[:, 0])
 
 
@@ -170,17 +170,17 @@ def parameter_outside(self, x, logits, trace):
 
 
 def rows_not_told(self, x, logits, trace):
-    with trace.event("look", shape=(WIDTH,), videos=[]):
+    with trace.work("look", "", (WIDTH,), 0, videos=[]):
         return logits + self.dear(x[:, 0])
 
 
 def fewer_rows_told(self, x, logits, trace):
-    with trace.event("dear", shape=(WIDTH,)):
+    with trace.work("dear", "", (WIDTH,), len(x)):
         return logits + self.dear(x).mean(1)
 
 
 def nested(self, x, logits, trace):
-    with trace.event("outer", shape=(WIDTH,)), trace.event("inner", shape=(WIDTH,)):
+    with trace.work("outer", "", (WIDTH,), len(x)), trace.work("inner", "", (WIDTH,), len(x)):
         return logits + self.dear(x[:, 0])
 
 
@@ -214,7 +214,7 @@ def listed(self, x, logits, trace):
 
 
 def transformed(self, x, logits, trace):
-    with trace.event("more", shape=(WIDTH,)):
+    with trace.work("more", "", (WIDTH,), len(x)):
         return logits + torch.fft.rfft(x[:, 0]).real[:, :5]
 
 
@@ -224,18 +224,18 @@ def to_a_foreign_kernel(self, x, logits, trace):
 
 
 def custom_operator(self, x, logits, trace):
-    with trace.event("custom", shape=(WIDTH,)):
+    with trace.work("custom", "", (WIDTH,), len(x)):
         return logits + torch.ops.audit_tests.secret(x[:, 0], self.table)
 
 
 def no_modes(self, x, logits, trace):
-    with trace.event("more", shape=(WIDTH,)), _disable_current_modes():
+    with trace.work("more", "", (WIDTH,), len(x)), _disable_current_modes():
         return logits + x[:, 0] @ self.table
 
 
 def only_uncounted(self, x, logits, trace):
     if _get_current_dispatch_mode() is None:
-        with trace.event("more", shape=(WIDTH,)):
+        with trace.work("more", "", (WIDTH,), len(x)):
             x[:, 0] @ self.table
     return logits
 
@@ -251,13 +251,13 @@ def accounted_away(self, x, logits, trace):
 
 CHEATS = [
     (training_only, "training-only"),
-    (on_one_video, r"mm|matmul .*outside trace.event"),
+    (on_one_video, r"mm|matmul .*outside components"),
     (parameters_outside, "LayerNorm outside"),
     (lookup_outside, "Embedding outside"),
     (parameter_outside, "mul on the parameter dear.bias outside"),
-    (rows_not_told, "its events tell of"),
+    (rows_not_told, "its components tell of"),
     (fewer_rows_told, r"a row of dear"),
-    (nested, "close one trace.event"),
+    (nested, "does not call another"),
     (swallowed, "LayerNorm outside"),
     (new_thread, "starts a thread"),
     (process, "starts a process"),
@@ -295,7 +295,7 @@ class Pooled(Honest):
                 self.done.put(torch.zeros(len(x), 5))
 
     def more(self, x, logits, trace):
-        with trace.event("more", shape=(WIDTH,)):
+        with trace.work("more", "", (WIDTH,), len(x)):
             self.asked.put(x[:, 0].clone())
             return logits + self.done.get(timeout=10).detach()
 
@@ -331,7 +331,7 @@ def test_declared_operator_is_counted_and_named():
 
     class Declared(Honest):
         def more(self, x, logits, trace):
-            with trace.event("custom", shape=(WIDTH,)):
+            with trace.work("custom", "", (WIDTH,), len(x)):
                 return logits + torch.ops.audit_tests.told(x[:, 0], self.table)
 
     results, check = evaluated(Declared())

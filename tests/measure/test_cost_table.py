@@ -26,22 +26,22 @@ class Halting(nn.Module):
     def infer(self, clips, point=EMPTY, *, trace, generator=None):
         x = clips["frames"].float().flatten(2)
         frames = x.shape[1]
-        with trace.event("cheap", shape=(12,), rows=frames):
+        with trace.work("cheap", "", (12,), len(x) * frames):
             seen = self.cheap(x)
         bright = torch.nonzero(x[:, 0, 0] > point.get("threshold", 128)).flatten()
         if len(bright):
-            with trace.event("dear", shape=(12,), videos=bright.cpu().numpy()):
+            with trace.work("dear", "", (12,), len(bright), videos=bright.cpu().numpy()):
                 self.dear(x[bright, 0])
         if trace.training_parts:
-            with trace.event("aux", shape=(2,), training_only=True):
+            with trace.work("aux", "", (2,), len(x), training_only=True):
                 self.aux(seen[:, 0])
         if self.fault == "outside":
             self.dear(x)
         if self.fault == "uneven":
-            with trace.event("uneven", shape=(1,)):
+            with trace.work("uneven", "", (1,), len(x)):
                 self.dear(x[:1])
         if self.fault == "unknown":
-            with trace.event("factors", shape=(2,), rows=frames):
+            with trace.work("factors", "", (2,), len(x) * frames):
                 torch.linalg.qr(seen)
         return seen.mean(1)
 
@@ -129,7 +129,7 @@ def test_rows_round_trip():
 def test_work_outside_events_is_refused():
     model = Halting()
     model.fault = "outside"
-    with pytest.raises(BenchError, match="trace.event"):
+    with pytest.raises(BenchError, match="outside components"):
         measure(model, [clips(0)])
 
 

@@ -53,7 +53,7 @@ class Toy(EfficientRecognizer):
 
     def infer(self, clips, point=EMPTY, *, trace, generator=None):
         frames = clips["frames"]
-        with trace.event("all", shape=frames.shape[2:], rows=frames.shape[1]):
+        with trace.work("all", "", frames.shape[2:], len(frames) * frames.shape[1]):
             if self.clock:
                 self.clock.now += float(frames.flatten()[0])
             self.effect()
@@ -136,14 +136,14 @@ def test_forwards_run_as_in_evaluation(toy):
 
 def test_bookkeeping_is_not_timed(toy):
     toy.kept = []
-    record = latency.Trace.event
+    record = latency.Trace.work
 
-    def event(trace, *args, **kwargs):
+    def work(trace, *args, **kwargs):
         toy.kept.append(len(toy.calls))
         return record(trace, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency.Trace, "event", event)
+        patch.setattr(latency.Trace, "work", work)
         found = measure_latency(toy, [clips(1)], min_iterations=4, min_seconds=0, warmup=2, memory=False)
     assert toy.kept == [0, 1], "only the warm-up's forwards count their work"
     assert len(found["wall_s"]) == 4

@@ -22,10 +22,10 @@ class TwoParts(EfficientRecognizer):
 
     def infer(self, clips, point=EMPTY, *, trace, generator=None):
         frames = self.normalise(clips["frames"]).flatten(2)
-        with trace.event("large", shape=(48,), rows=frames.shape[1]):
+        with trace.work("large", "", (48,), len(frames) * frames.shape[1]):
             self.large(frames)
         for step in range(int(point.get("steps", 1))):
-            with trace.event("small", shape=(48,), variant="step"):
+            with trace.work("small", "step", (48,), len(frames)):
                 logits = self.small(frames[:, step])
         return logits
 

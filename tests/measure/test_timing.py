@@ -94,7 +94,7 @@ class Looker(EfficientRecognizer):
         self.net, self.policy = Net(), nn.Linear(4, 1, bias=False)
 
     def infer(self, clips, point=EMPTY, *, trace, generator=None):
-        with trace.event("all", shape=(3,)):
+        with trace.work("all", "", (3,), trace.videos):
             place = self.policy(self.net.features(clips["frames"][:, 0, :, 0, 0].float() / 255))
         boxes = torch.cat((place, place, torch.full_like(place, 0.5), torch.full_like(place, 0.5)), 1)
         trace.note_boxes("focus", [0], boxes[:, None])

@@ -180,17 +180,20 @@ def test_forced_exits_give_the_logits_of_all_exits(settings: dict[str, Any]) -> 
             logits = model.infer(clip(model), model.exit_settings(k), trace=trace)
             torch.testing.assert_close(logits, expected[:, k], atol=1e-4, rtol=1e-4)
             assert trace.exit_step.tolist() == [k] * 4
-            assert trace.frames_used.tolist() == [8 + model.exit_ends[k]] * 4
+            assert trace.frames_used.tolist() == [model.exit_frames[k]] * 4
 
 
-def test_exit_ends() -> None:
-    assert build().exit_ends == list(range(9))
-    assert build(exit_every=3).exit_ends == [0, 3, 6, 8]
+def test_exit_frames() -> None:
+    assert build().exit_frames == list(range(8, 17))
+    assert build(exit_every=3).exit_frames == [8, 11, 14, 16]
     assert build(exit_every=0).exits == 0
 
 
 def test_exits_really_stop() -> None:
-    """One video leaves after the glance, one after two boxes: neither policy nor focus network sees them again."""
+    """One video leaves after the glance, one after two boxes: neither policy nor focus network sees them again.
+
+    Exits where nobody leaves are no segments of their own.
+    """
     model = build(exit_score="logit")
     with torch.inference_mode():
         scores = model.infer_exits(clip(model), trace=Trace(4)).amax(-1)
@@ -209,7 +212,7 @@ def test_exits_really_stop() -> None:
     with torch.inference_mode():
         model.infer(clip(model), {"thresholds": thresholds}, trace=trace)
     assert trace.exit_step.tolist() == leaves
-    assert seen == {"focus": [3, 3, 2, 2, 2, 2, 2, 2], "spatial_policy": [3], "temporal_policy": [3]}
+    assert seen == {"focus": [3 * 2, 2 * 6], "spatial_policy": [3], "temporal_policy": [3]}
     counts = {key.component: values.tolist() for key, values in trace.counts.items()}
     assert counts["focus"] == leaves
     assert counts["glance"] == [8] * 4
@@ -233,13 +236,13 @@ def test_training_parts_are_counted_apart() -> None:
         model.infer(clip(model), trace=whole)
         model.infer(clip(model), {"exit_at": 0}, trace=leaving)
     assert not any(key.training_only for key in plain.counts)
-    extra = [(key.component, key.shape, float(n[0])) for key, n in whole.counts.items() if key.training_only]
+    extra = [(*key[:3], float(n[0])) for key, n in whole.counts.items() if key.training_only]
     assert sorted(extra) == [
-        ("focus head", (96,), 8),
-        ("glance head", (64,), 8),
-        ("head", (32,), 8),
-        ("head", (64,), 7),
-        ("spatial head", (8, 64, 4, 4), 1),
+        ("focus head", "", (96,), 8),
+        ("glance head", "", (64,), 8),
+        ("head", "focus", (32,), 7),
+        ("head", "glance", (32,), 8),
+        ("spatial head", "", (8, 64, 4, 4), 1),
     ]
     heads = {key.training_only: float(n[0]) for key, n in leaving.counts.items() if key.component == "head"}
     assert heads == {True: 7, False: 1}
@@ -335,9 +338,9 @@ def test_published_exit_costs() -> None:
         with torch.inference_mode(), MacMeter() as meter:
             model.infer(frames, {"exit_at": step}, trace=Trace(1))
         measured.append(meter.total)
-    glance = CONSTANTS["glance"] + 16 * 1280 * 4096 + 819_200
+    glance = CONSTANTS["glance"] + 16 * 1280 * 4096  # exit 1, where it is forced, needs no head of exit 0
     policies = CONSTANTS["spatial policy"] + CONSTANTS["temporal policy"]
-    assert measured == [glance, glance + policies + FOCUS[128] + 2048 * 4096 + 1_638_400]
+    assert measured == [glance + 819_200, glance + policies + FOCUS[128] + 2048 * 4096 + 1_638_400]
     assert measured[0] / 1e9 == pytest.approx(4.889, rel=0.005)
     assert measured[1] / 1e9 == pytest.approx(7.060, rel=0.005)
 

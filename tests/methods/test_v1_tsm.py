@@ -164,8 +164,8 @@ def test_fine_tuning_and_test_look_at_the_same_places(monkeypatch: pytest.Monkey
         trace = Trace(4, details=True)
         model.infer(clips(), trace=trace)
     seen: list[Tensor] = []
-    patches = model._patches
-    monkeypatch.setattr(model, "_patches", lambda focus, places: (seen.append(places), patches(focus, places))[1])
+    look = model.look
+    monkeypatch.setattr(model, "look", lambda focus, places: (seen.append(places), look(focus, places))[1])
     model.set_stage(stages(model)["finetune"])
     model.train().loss(clips(), labelled(4))
     top = torch.tensor([box[3] for box in trace.boxes if box[1] == 0]) / (1 - trace.boxes[0][5])

@@ -145,7 +145,7 @@ def test_forced_exits_give_the_logits_of_all_exits(settings: dict[str, Any]) -> 
             logits = model.infer(clip(), model.exit_settings(k), trace=trace)
             torch.testing.assert_close(logits, expected[:, k], atol=1e-4, rtol=1e-4)
             assert trace.exit_step.tolist() == [k] * 4
-            assert trace.frames_used.tolist() == [model.exit_ends[k]] * 4
+            assert trace.frames_used.tolist() == [model.exit_frames[k]] * 4
 
 
 def test_all_frames_at_once_equals_step_by_step() -> None:
@@ -157,7 +157,7 @@ def test_all_frames_at_once_equals_step_by_step() -> None:
 
 
 def test_exits_really_stop() -> None:
-    """Thresholds that let one video out after steps 1, 2 and 4: the focus network sees 4, 3, 2, 2, 1 ... patches."""
+    """Thresholds that let one video out after steps 1, 2 and 4: these are the only segments."""
     model = build(exit_score="logit")
     with torch.inference_mode():
         exits = model.infer_exits(clip(), trace=Trace(4))
@@ -174,7 +174,7 @@ def test_exits_really_stop() -> None:
     trace = Trace(4)
     with torch.inference_mode():
         logits = model.infer(clip(), {"thresholds": thresholds}, trace=trace)
-    assert batches == [4, 3, 2, 2, 1, 1, 1, 1]
+    assert batches == [4, 3, 2 * 2, 1 * 4]  # nobody leaves between: one segment
     assert trace.exit_step.tolist() == leaves
     torch.testing.assert_close(logits, exits[torch.arange(4), torch.tensor(leaves)], atol=1e-4, rtol=1e-4)
     focus = next(counts for key, counts in trace.counts.items() if key.component == "focus")
@@ -192,12 +192,13 @@ def test_everybody_leaves_at_once() -> None:
 
 def test_exit_every_frames() -> None:
     model = build(exit_every=3)
-    assert model.exit_ends == [3, 6, 8]
+    assert model.exit_frames == [3, 6, 8]
     batches: list[int] = []
     model.focus.register_forward_hook(lambda _m, args, _o: batches.append(len(args[0])))
     with torch.inference_mode():
-        model.infer(clip(), {"thresholds": [NEVER] * 3}, trace=Trace(4))
-    assert batches == [12, 12, 8]
+        model.infer_exits(clip(), trace=Trace(4))
+        model.infer(clip(), {"thresholds": [NEVER, 2.0, NEVER]}, trace=Trace(4))
+    assert batches == [12, 12, 8, 24, 8]
 
 
 def test_calibration_speaks_the_models_score() -> None:
@@ -346,7 +347,7 @@ def test_boxes_lie_at_the_frames_they_were_cut_from() -> None:
     trace = Trace(2, details=True)
     with torch.inference_mode():
         model.infer(clip(2), {"exit_at": 2}, trace=trace)
-    assert [(video, step) for video, step, *_ in trace.boxes] == [(v, s) for s in (4, 1, 6) for v in (0, 1)]
+    assert [(video, step) for video, step, *_ in trace.boxes] == [(v, s) for v in (0, 1) for s in (4, 1, 6)]
     assert all(0 <= top <= 0.5 and 0 <= left <= 0.5 and (h, w) == (0.5, 0.5) for *_, top, left, h, w in trace.boxes)
 
 

@@ -1,0 +1,127 @@
+"""The frames that a method is given to see: copied, or decoded, only when it asks for them.
+
+    frames.at([0, 4])          # these steps of every video still there, (B, 2, 3, H, W) uint8
+    frames.at(indices_BN)      # each video its own
+    frames.all()
+
+Shapes: B videos still there, T frames of a clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Source(Protocol):
+    """Where frames come from: clips of a batch in memory, or files that are decoded on demand."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """(V, T, 3, H, W), of all videos."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where frames are handed out."""
+        ...
+
+    def take(self, videos: np.ndarray, steps: np.ndarray) -> Tensor:
+        """Frames (B, n, 3, H, W) of the videos (B,) at the steps (B, n)."""
+        ...
+
+
+class Frames:
+    """One clip request's frames of the videos that are still there.
+
+    Args:
+        source: A tensor (V, T, 3, H, W), or a Source.
+        videos: Which of its videos are there (B,), on the host; None for all.
+    """
+
+    def __init__(self, source: Tensor | Source, videos: np.ndarray | None = None) -> None:
+        self.source = source
+        self.videos = np.arange(source.shape[0]) if videos is None else videos
+        self._rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return int(self.source.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where frames are handed out."""
+        return self.source.device
+
+    def all(self) -> Tensor:
+        """All frames (B, T, 3, H, W)."""
+        if isinstance(self.source, Tensor) and len(self) == self.source.shape[0]:
+            return self.source
+        return self.at(range(self.steps))
+
+    def at(self, steps: Sequence[int] | Tensor) -> Tensor:
+        """Frames (B, n, 3, H, W) at `steps` (n,) of every video, or (B, n) each video's own."""
+        if isinstance(self.source, Tensor):
+            index = torch.as_tensor(steps, device=self.device)
+            return self.source[self._on_device()[:, None], index]
+        own = np.asarray(steps.cpu() if isinstance(steps, Tensor) else steps)
+        return self.source.take(self.videos, np.broadcast_to(own, (len(self), own.shape[-1])))
+
+    def keep(self, rows: np.ndarray) -> Frames:
+        """Those of the videos at the places `rows`."""
+        return Frames(self.source, self.videos[rows])
+
+    @staticmethod
+    def join(parts: Sequence[Frames]) -> Frames:
+        """Several as one; of frames in memory those of the videos still there are copied."""
+        if len(parts) == 1:
+            return parts[0]
+        if all(isinstance(part.source, Tensor) for part in parts):
+            return Frames(torch.cat([part.all() for part in parts]))
+        return Frames(_Joined(parts))
+
+    def _on_device(self) -> Tensor:
+        if self._rows is None:
+            self._rows = torch.from_numpy(self.videos).to(self.device)
+        return self._rows
+
+
+class _Joined:
+    """Sources side by side."""
+
+    def __init__(self, parts: Sequence[Frames]) -> None:
+        self.parts = list(parts)
+        self._origin = np.concatenate([np.full(len(part), i) for i, part in enumerate(parts)])
+        self._place = np.concatenate([np.arange(len(part)) for part in parts])
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        first = self.parts[0].source.shape
+        return (len(self._origin), *tuple(first)[1:])  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
+
+    def take(self, videos: np.ndarray, steps: np.ndarray) -> Tensor:
+        found: list[Tensor] = [torch.empty(0)] * len(videos)
+        for number, part in enumerate(self.parts):
+            rows = np.flatnonzero(self._origin[videos] == number)
+            if len(rows):
+                frames = part.keep(self._place[videos[rows]]).at(torch.from_numpy(steps[rows]))
+                for row, own in zip(rows, frames, strict=True):
+                    found[row] = own
+        return torch.stack(found)
+
+
+def as_frames(clips: Mapping[str, Tensor | Frames]) -> dict[str, Frames]:
+    """Clips of a batch as what a method is given."""
+    return {name: clip if isinstance(clip, Frames) else Frames(clip) for name, clip in clips.items()}
