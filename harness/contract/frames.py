@@ -46,6 +46,7 @@ class Frames:
     def __init__(self, source: Tensor | Source, videos: np.ndarray | None = None) -> None:
         self.source = source
         self.videos = np.arange(source.shape[0]) if videos is None else videos
+        self._whole = videos is None
         self._rows: Tensor | None = None
 
     def __len__(self) -> int:
@@ -63,7 +64,7 @@ class Frames:
 
     def all(self) -> Tensor:
         """All frames (B, T, 3, H, W)."""
-        if isinstance(self.source, Tensor) and len(self) == self.source.shape[0]:
+        if self._whole and isinstance(self.source, Tensor):
             return self.source
         return self.at(range(self.steps))
 

@@ -32,6 +32,7 @@ def test_memory_and_source_agree() -> None:
         assert (len(rest), rest.steps, rest.device) == (2, 3, x.device)
         assert torch.equal(frames.all(), x)
         assert torch.equal(rest.all(), x[[3, 1]])
+        assert torch.equal(frames.keep(np.array([1, 0, 2, 3])).all(), x[[1, 0, 2, 3]])
         assert torch.equal(rest.at([2, 0]), x[[3, 1]][:, [2, 0]])
         assert torch.equal(rest.at(own), torch.stack((x[3, [0, 2]], x[1, [1, 1]])))
         assert torch.equal(rest.keep(np.array([1])).at([0]), x[1:2, :1])

@@ -19,10 +19,14 @@ import pytest
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from harness.contract.components import Call, Form, components
 from harness.contract.declarations import EMPTY, OperatingPoint, Stage, below
+from harness.contract.frames import as_frames
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.registry import method_card, method_cards, recognizer_class
+from harness.contract.segments import join, keep
 from harness.contract.trace import Trace
 from harness.contract.values import plain
 from harness.measure.cost_table import CostTable, metered, whole_check
@@ -329,6 +333,71 @@ def test_save_and_load(method: str) -> None:
     assert not torch.allclose(infer(other, clips)[0], expected)
     other.load_state_dict(load(save({k: v.contiguous() for k, v in recognizer.state_dict().items()})))
     assert torch.equal(infer(other, clips)[0], expected)
+
+
+# -- components ----------------------------------------------------------------------------------
+
+
+def test_evaluation_is_the_harness_s(method: str) -> None:
+    """A method says what its components and segments are; trace and loop over exits are no concern of its own."""
+    own = [cls for cls in type(shared(method)).__mro__ if issubclass(cls, EfficientRecognizer)][:-1]
+    assert not {"infer", "infer_exits"} & {name for cls in own for name in vars(cls)}
+
+
+class Watched(dict[Call, Form]):
+    """Forms that run components as they are and keep each call."""
+
+    def __init__(self, recognizer: EfficientRecognizer) -> None:
+        super().__init__()
+        self.parts, self.model = components(type(recognizer)), recognizer
+        self.seen: list[tuple[Call, tuple[Tensor | None, ...]]] = []
+
+    def get(self, call: Call, default: Any = None) -> Form:
+        def run(*args: Tensor | None) -> Any:
+            self.seen.append((call, args))
+            return self.again(call, args)
+
+        return run
+
+    def again(self, call: Call, args: Sequence[Tensor | None]) -> Any:
+        return self.parts[call.attribute].function(self.model, *args, **dict(call.keywords))
+
+
+@torch.inference_mode()
+def test_rows_of_a_component_do_not_depend_on_each_other(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forms may cut a call into several, or fill it up: every output row is the input row's alone."""
+    recognizer = shared(method)
+    watched = Watched(recognizer)
+    monkeypatch.setattr(recognizer, "forms", watched)
+    for point in points_of(recognizer):
+        infer(recognizer, clips_for(recognizer, point.settings), point.settings)
+    calls = {(call, tuple(arg is None for arg in args)): args for call, args in watched.seen if len(args[0]) > 1}
+    assert calls
+    for (call, _), args in calls.items():
+        rows = torch.tensor([len(args[0]) - 1, 0])
+        some = watched.again(call, [None if arg is None else arg[rows] for arg in args])
+        for got, whole in zip(tree_leaves(some), tree_leaves(watched.again(call, args)), strict=True):
+            assert len(whole) == len(args[0]), f"{call.attribute} gives other rows than it takes"
+            torch.testing.assert_close(got, whole[rows], rtol=1e-3, atol=1e-3, msg=lambda m, c=call: f"{c}: {m}")
+
+
+@torch.inference_mode()
+def test_states_of_other_batches_can_be_joined(method: str) -> None:
+    """Videos that stay may wait for others: behind every exit, halves of a batch go on as one."""
+    recognizer = shared(method)
+    if not recognizer.exits:
+        pytest.skip(f"{method} has no exits")
+    clips, last = clips_for(recognizer), recognizer.exits - 1
+    whole = recognizer.infer_exits(clips, trace=Trace(VIDEOS))[:, last]
+    for exit in range(last):
+        halves = []
+        for rows in ([3, 1], [0, 2]):
+            frames = as_frames({name: clip[rows] for name, clip in clips.items()})
+            state, _ = recognizer.segment(recognizer.begin(frames), 0, exit)
+            kept = np.array([1, 0])
+            halves.append(keep(state, kept, torch.from_numpy(kept)))
+        _, logits = recognizer.segment(join(halves), exit + 1, last)
+        torch.testing.assert_close(logits, whole[[1, 3, 2, 0]], rtol=1e-3, atol=1e-3)
 
 
 # -- exits and online work -----------------------------------------------------------------------
