@@ -96,6 +96,7 @@ def _latency(result: Any) -> dict[str, Any]:
         "seed": result["seed"],
         "point": result["point"],
         "batch": result["batch"],
+        "mode": result.get("mode", "batch"),
         "dtype": result["dtype"],
         "compile": result["compile"],
         "memory_format": result["memory_format"],

@@ -109,12 +109,14 @@ class Timing:
         return {name: 1e3 * float(np.mean(v)) for name, v in values.items()}
 
 
-def timings(latencies: Sequence[Record], evaluations: set[str]) -> Iterator[Timing]:
-    """The timings of the evaluations with these keys: of each the newest, whatever its number of launches was."""
+def timings(latencies: Sequence[Record], evaluations: set[str], mode: str = "batch") -> Iterator[Timing]:
+    """The timings, in one mode, of the evaluations with these keys: of each the newest, whatever its number of
+    launches was.
+    """
     parts: dict[tuple[str, int, str], dict[str, Record]] = defaultdict(dict)
     for record in sorted(latencies, key=lambda r: (r.result["created"], r.result["key"])):
         result = record.result
-        if result["evaluation"] in evaluations:
+        if result["evaluation"] in evaluations and result.get("mode", "batch") == mode:
             parts[result["point"], result["batch"], setup_label(result)][result["evaluation"]] = record
     for (point, batch, setup), newest in parts.items():
         yield Timing(point, batch, setup, tuple(newest.values()))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.commands.arguments import class_defaults, integers, resolve_device
+from harness.commands.arguments import class_defaults, comma_separated, integers, resolve_device
 from harness.commands.options import Place, TimingOptions
 from harness.contract.declarations import EMPTY
 from harness.contract.names import split_name, stands_for
@@ -18,7 +18,7 @@ from harness.layers.precision import DTYPES
 from harness.measure.launches import compile_label, summary
 from harness.measure.machine import fingerprint
 from harness.plan.timing import TimingPlan
-from harness.plan.units import DataSpec
+from harness.plan.units import MODES, DataSpec
 from harness.store.records import read_record, read_records
 from harness.work.scheduler import finish
 
@@ -72,6 +72,9 @@ def _plan(timing: TimingOptions) -> TimingPlan:
     batches = integers("--batch", timing.batch)
     if not batches:
         raise UsageError("--batch takes at least one number")
+    modes = tuple(dict.fromkeys(comma_separated(timing.mode)))
+    if not modes:
+        raise UsageError(f"--mode takes at least one of {', '.join(MODES)}")
     if timing.dtype not in DTYPES:
         raise unknown("dtype", timing.dtype, DTYPES)
     if timing.memory_format not in MEMORY_FORMATS:
@@ -85,6 +88,7 @@ def _plan(timing: TimingOptions) -> TimingPlan:
         timing.min_seconds,
         timing.launches,
         timing.quiet_wait,
+        modes,
     )
 
 

@@ -186,6 +186,7 @@ class TimingOptions:
     """How `latency` times."""
 
     batch: Annotated[str, Option("--batch", help="Comma-separated batch sizes.")] = "1,16"
+    mode: Annotated[str, Option("--mode", help="Comma-separated: batch.")] = "batch"
     dtype: Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.")] = "float32"
     compile_mode: Annotated[
         str | None,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.contract.declarations import OperatingPoint
+from harness.contract.declarations import ClipRequest, OperatingPoint
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.trace import Trace
 from harness.contract.values import from_mapping
@@ -78,12 +78,16 @@ class _Model:
         kinds = ("logits", "exits")
         return {kind: self.arrays[f"{prefix}_{kind}"] for kind in kinds if f"{prefix}_{kind}" in self.arrays}
 
+    def requests(self, name: str) -> tuple[ClipRequest, ...]:
+        """The clips that are wanted at an operating point."""
+        return tuple(self.recognizer.clip_requests(self.entry(name)["settings"]))
+
     def chosen(self, batch: int) -> np.ndarray:
         """Places in the test split of the videos that are timed: whole batches, two at least; few videos repeat."""
         count = -(-max(TIMED_VIDEOS, 2 * batch) // batch) * batch
         return np.linspace(0, len(self.videos.splits[self.protocol.test_split]) - 1, count).round().astype(int)
 
-    def views(self, requests: tuple[Any, ...]) -> list[ClipDataset]:
+    def views(self, requests: tuple[ClipRequest, ...]) -> list[ClipDataset]:
         """The test split, a dataset for each view of the protocol."""
         return view_datasets(self.videos, self.protocol.test_split, requests, self.protocol.views)
 
@@ -107,11 +111,8 @@ def time_launch(
     setup = specs[0]
     model = _model(setup, work_dir)
     code = sources.loaded("latency", [model.record.result["sources"]])
-    table = CostTable.from_rows(model.record.result["cost"]["table"])
     drawn, views = model.protocol.test_randomness == "sampled", model.protocol.views
     timed = model.recognizer if views == "centre" else Viewed(model.recognizer)
-    samples: list[list[Any]] = []  # of each view
-    loaded: tuple[Any, ...] | None = None
     ways: dict[str, dict[str, Any]] = {}  # point -> its phases from file to logits, one video at a time
     with prepared(
         model.recognizer,
@@ -122,30 +123,12 @@ def time_launch(
     ) as device:
         gc.collect()
         gc.freeze()  # what is there now is there to the end: collections before timings need not look at it
+        clock = {"batch": _Batches(model, timed, device, first=first)}
         for spec in specs:
-            settings = model.entry(spec.point)["settings"]
-            requests, chosen = tuple(model.recognizer.clip_requests(settings)), model.chosen(spec.batch)
-            if (requests, len(chosen)) != loaded:  # one point after the other asks for the same clips
-                samples = [[dataset[int(i)] for i in chosen] for dataset in model.views(requests)]
-                loaded = (requests, len(chosen))
-            batches = [
-                joined([collate(view[i : i + spec.batch])["inputs"] for view in samples])
-                for i in range(0, len(chosen), spec.batch)
-            ]
-            launches = int(spec.options.get("launches", 1))
-            measured, outputs = measure_latency(
-                timed,
-                batches,
-                settings,
-                device=device,
-                min_iterations=-(-LEAST_FORWARDS // launches),
-                min_seconds=spec.options.get("min_seconds", 1.0) / launches,
-                gflops=table.gflops,
-                test_seed=model.protocol.test_seed if drawn else None,
-                memory=first,
-            )
+            measured, outputs, chosen = clock[spec.mode](spec)
             if first and measured["status"] == "ok" and spec.point not in ways:
-                split = model.protocol.test_split
+                settings, split = model.entry(spec.point)["settings"], model.protocol.test_split
+                requests = model.requests(spec.point)
                 ways[spec.point] = phases(timed, model.videos, split, requests, settings, device=device, views=views)
             parts = ways.get(spec.point, {})
             arrays = model.evaluated(spec.point) if reference is None else reference[spec.point]
@@ -161,6 +144,42 @@ def time_launch(
                 "sources": code,
                 "made_with": sources.made_with(setup.device),
             }
+
+
+class _Batches:
+    """Times forwards of batches that lie in memory: mode `batch`."""
+
+    def __init__(
+        self, model: _Model, timed: EfficientRecognizer | Viewed, device: torch.device, *, first: bool
+    ) -> None:
+        self.model, self.timed, self.device, self.first = model, timed, device, first
+        self.gflops = CostTable.from_rows(model.record.result["cost"]["table"]).gflops
+        self.samples: list[list[Any]] = []  # of each view
+        self.loaded: tuple[Any, ...] | None = None
+
+    def __call__(self, spec: LatencySpec) -> tuple[dict[str, Any], list[Output], np.ndarray]:
+        """What `measure_latency` says of a point and batch size, and the places in the test split of what was timed."""
+        model, requests, chosen = self.model, self.model.requests(spec.point), self.model.chosen(spec.batch)
+        if (requests, len(chosen)) != self.loaded:  # one point after the other asks for the same clips
+            self.samples = [[dataset[int(i)] for i in chosen] for dataset in model.views(requests)]
+            self.loaded = (requests, len(chosen))
+        batches = [
+            joined([collate(view[i : i + spec.batch])["inputs"] for view in self.samples])
+            for i in range(0, len(chosen), spec.batch)
+        ]
+        launches = int(spec.options.get("launches", 1))
+        measured, outputs = measure_latency(
+            self.timed,
+            batches,
+            model.entry(spec.point)["settings"],
+            device=self.device,
+            min_iterations=-(-LEAST_FORWARDS // launches),
+            min_seconds=spec.options.get("min_seconds", 1.0) / launches,
+            gflops=self.gflops,
+            test_seed=model.protocol.test_seed if model.protocol.test_randomness == "sampled" else None,
+            memory=self.first,
+        )
+        return measured, outputs, chosen
 
 
 def examine(
@@ -318,7 +337,7 @@ def _model(spec: LatencySpec, work_dir: Path) -> _Model:
 
 def _clips(model: _Model, name: str) -> list[dict[str, Tensor]]:
     """The timed videos at a point (the first view), in batches of 16."""
-    dataset = model.views(tuple(model.recognizer.clip_requests(model.entry(name)["settings"])))[0]
+    dataset = model.views(model.requests(name))[0]
     samples = [dataset[int(i)] for i in model.chosen(16)]
     return [collate(samples[i : i + 16])["inputs"] for i in range(0, len(samples), 16)]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import UsageError, unknown
-from harness.plan.units import DataSpec, LatencySpec
+from harness.plan.units import MODES, DataSpec, LatencySpec
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,13 @@ class TimingPlan:
     """Fresh processes that each time everything once."""
     quiet_wait_s: float = 60.0
     """How long a run waits for a quiet machine, in all; then it times and says so."""
+    modes: tuple[str, ...] = ("batch",)
+    """What is on the clock, of `harness.plan.units.MODES`."""
 
     def __post_init__(self) -> None:
+        for mode in self.modes:
+            if mode not in MODES:
+                raise unknown("mode", mode, MODES)
         if any(batch < 1 for batch in self.batches) or self.threads < 1 or self.launches < 1:
             raise UsageError("batch sizes, threads and launches are at least 1")
         if not self.min_seconds >= 0 or not self.quiet_wait_s >= 0:
@@ -44,7 +49,7 @@ class TimingPlan:
         device: str,
         points: Sequence[str] = (),
     ) -> list[LatencySpec]:
-        """Every operating point of an evaluation record (or only `points`) at every batch size.
+        """Every operating point of an evaluation record (or only `points`) at every batch size, in every mode.
 
         Raises:
             UsageError: there is no such point.
@@ -64,6 +69,7 @@ class TimingPlan:
                 batch=batch,
                 machine=machine,
                 device=device,
+                mode=mode,
                 dtype=self.dtype,
                 compile=self.compile,
                 memory_format=self.memory_format,
@@ -73,4 +79,5 @@ class TimingPlan:
             )
             for point in points or names
             for batch in self.batches
+            for mode in self.modes
         ]

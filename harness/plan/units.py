@@ -24,6 +24,9 @@ from harness.store.work_dir import Kind, record_folder
 TRAINING_VERSION = 1
 """Raised when training itself changes meaning; part of every artifact key."""
 
+MODES = ("batch",)
+"""What is on the clock of a latency: `batch`, a forward of one batch of clips that lie in memory."""
+
 
 @dataclass(frozen=True)
 class DataSpec:
@@ -205,6 +208,8 @@ class LatencySpec:
     batch: int
     machine: str
     device: str
+    mode: str = "batch"
+    """One of `MODES`."""
     dtype: str = "float32"
     compile: str | None = None
     memory_format: str = "channels_last"
@@ -236,7 +241,8 @@ class LatencySpec:
 
     def label(self) -> str:
         """Readable name for progress lines."""
-        return f"{self.method} on {self.data.label()} seed {self.seed}: {self.point}, batch {self.batch}"
+        mode = "" if self.mode == "batch" else f", {self.mode}"
+        return f"{self.method} on {self.data.label()} seed {self.seed}: {self.point}, batch {self.batch}{mode}"
 
 
 Spec = TrainSpec | EvalSpec | LatencySpec

@@ -115,6 +115,7 @@ LATENCY_SCHEMA: dict[str, str] = {
     "seed": "int",
     "point": "str, name of the operating point",
     "batch": "int",
+    "mode": "str, what is on the clock: batch, one forward of a batch in memory (also where the key is missing)",
     "dtype": "str",
     "compile": "str or null",
     "memory_format": "str",

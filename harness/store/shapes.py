@@ -276,6 +276,7 @@ class Latency:
     phases_s: dict[str, float] = field(default_factory=dict)
     launches: list[_Launch] = field(default_factory=list)
     disturbed: list[str] = field(default_factory=list)
+    mode: str = "batch"
     compiled_share: float | None = None
     precision: _Precision | None = None
 

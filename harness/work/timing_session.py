@@ -224,6 +224,7 @@ def record(
         "seed": spec.seed,
         "point": spec.point,
         "batch": spec.batch,
+        "mode": spec.mode,
         "dtype": spec.dtype,
         "compile": spec.compile,
         "memory_format": spec.memory_format,

@@ -181,6 +181,8 @@ WRONG: list[tuple[str, str]] = [
     ("latency tsn --batch ''", "--batch"),
     ("latency tsn --batch 0", "--batch"),
     ("latency tsn --dtype int8", "unknown dtype 'int8'"),
+    ("latency tsn --mode x", "unknown mode 'x'"),
+    ("latency tsn --mode ''", "--mode takes"),
     ("latency tsn --memory-format x", "unknown memory format 'x'"),
     ("latency tsn --threads 0", "--threads"),
     ("latency tsn --min-seconds -1", "--min-seconds"),

@@ -23,8 +23,8 @@ def specs(plan: TimingPlan, **changes: Any) -> list[LatencySpec]:
 
 
 def test_every_operating_point_is_timed_at_every_batch_size() -> None:
-    found = [(s.point, s.batch) for s in specs(TimingPlan())]
-    assert found == [(p["name"], b) for p in EVALUATION["points"] for b in (1, 16)]  # type: ignore[index]
+    found = [(s.point, s.batch, s.mode) for s in specs(TimingPlan())]
+    assert found == [(p["name"], b, "batch") for p in EVALUATION["points"] for b in (1, 16)]  # type: ignore[index]
 
 
 def test_a_plan_reaches_its_units() -> None:
@@ -39,6 +39,11 @@ def test_a_plan_reaches_its_units() -> None:
 def test_an_unknown_point_is_refused_before_anything_runs() -> None:
     with pytest.raises(UsageError, match=r"unknown operating point of adafocus-v2 'exit@0.7'.*did you mean"):
         specs(TimingPlan(), points=["exit@0.7"])
+
+
+def test_a_mode_is_one_that_can_be_timed() -> None:
+    with pytest.raises(UsageError, match="unknown mode 'batches'.*did you mean 'batch'"):
+        TimingPlan(modes=("batches",))
 
 
 @pytest.mark.parametrize(

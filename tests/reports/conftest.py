@@ -305,6 +305,7 @@ class Factory:
             "seed": result["seed"],
             "point": point,
             "batch": batch,
+            "mode": "batch",
             "dtype": "float32",
             "compile": None,
             "memory_format": "channels_last",

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.collections import PathCollection
 
 import reports
+from harness.store.files import write_json
 from reports import plots, tables
 from reports.collect import Group, collect
 from reports.timings import BUSY, UNKNOWN, setup_label
@@ -100,6 +101,17 @@ def test_a_timing_that_was_repeated_with_other_options_counts_once(factory: Fact
     factory.latency(record, ms=50.0, disturbed=[LOAD])
     (timing,) = only_group(factory).methods[0].timings
     assert timing.ms(0.5) < 10 and timing.note == "" and timing.launches == 3
+
+
+def test_a_record_without_a_mode_is_of_batches_and_no_other_mode_is_mixed_with_it(factory: Factory) -> None:
+    old = dict(factory.latency(factory.evaluation(TSN), ms=5.0).result)
+    path = factory.work_dir / "records" / "latency" / old["key"] / "result.json"
+    del old["mode"]
+    write_json(path, old)
+    factory.latency(factory.evaluation(TSN), ms=50.0, mode="another", created="2026-11-20T14:00:00+00:00")
+    (timing,) = only_group(factory).methods[0].timings
+    assert timing.ms(0.5) < 10
+    assert sorted(pd.read_csv(write(factory) / "latency.csv")["mode"]) == ["another", "batch"]
 
 
 def test_timings_of_several_seeds_are_pooled(factory: Factory) -> None:
