@@ -12,6 +12,7 @@ import pandas as pd
 from harness.measure.launches import summary
 from harness.store.files import write_atomically
 from harness.store.records import Record
+from reports.timings import engine_of
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the beginning of a formula."""
@@ -99,6 +100,7 @@ def _latency(result: Any) -> dict[str, Any]:
         "mode": result.get("mode", "batch"),
         "dtype": result["dtype"],
         "compile": result["compile"],
+        "engine": engine_of(result),
         "memory_format": result["memory_format"],
         "threads": result["threads"],
         "device": device["name"],

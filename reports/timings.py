@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.measure.launches import by_launch, compile_label, median_interval
+from harness.measure.launches import by_launch, engine_label, median_interval
 from harness.store.records import Record
 
 BUSY = "†"
@@ -28,7 +28,7 @@ class Timing:
     point: str
     batch: int
     setup: str
-    """Device, dtype, compile mode, memory format, threads and kernel settings: only equal ones are compared."""
+    """Device, dtype, engine, memory format, threads and kernel settings: only equal ones are compared."""
     records: tuple[Record, ...]
 
     @property
@@ -137,8 +137,13 @@ def setup_label(result: Mapping[str, Any]) -> str:
         result["memory_format"].replace("_", " "),
         f"{result['threads']} thread{'s' if result['threads'] != 1 else ''}",
     ]
-    parts += [f"torch.compile {result['compile']}"] if result["compile"] else []
+    parts += [engine] if (engine := engine_of(result)) != "eager" else []
     return ", ".join([*parts, *_kernel_settings(device.get("kernels") or {})])
+
+
+def engine_of(result: Mapping[str, Any]) -> str:
+    """How components ran; records of before engines name the mode of torch.compile."""
+    return str(result.get("engine") or (f"torch.compile {result['compile']}" if result["compile"] else "eager"))
 
 
 def footnote(timings: Iterable[Timing | None]) -> str:
@@ -162,7 +167,7 @@ def _busy(timings: Iterable[Timing]) -> str:
 
 
 def _compiled(result: Mapping[str, Any]) -> str:
-    return compile_label(result["compile"], result.get("compiled_share"))
+    return engine_label(engine_of(result), result.get("compiled_share"))
 
 
 def _kernel_settings(kernels: Mapping[str, Any]) -> list[str]:

@@ -12,10 +12,10 @@ from harness.contract.declarations import EMPTY
 from harness.contract.names import split_name, stands_for
 from harness.contract.registry import method_card
 from harness.contract.values import from_mapping
+from harness.engine.memory_format import MEMORY_FORMATS
+from harness.engine.precision import DTYPES
 from harness.errors import FAILED, OK, BenchError, UsageError, unknown
-from harness.layers.memory_format import MEMORY_FORMATS
-from harness.layers.precision import DTYPES
-from harness.measure.launches import compile_label, summary
+from harness.measure.launches import engine_label, summary
 from harness.measure.machine import fingerprint
 from harness.plan.timing import TimingPlan
 from harness.plan.units import MODES, DataSpec
@@ -58,13 +58,13 @@ def latency(methods: Sequence[str], place: Place, timing: TimingOptions, *, as_j
         row: dict[str, Any] = {"what": spec.label(), "status": task.status, "reason": task.reason}
         if record is not None:
             result = record.result
-            told = {name: result[name] for name in ("disturbed", "compiled_share", "precision")}
+            told = {name: result[name] for name in ("disturbed", "engine", "compiled_share", "precision")}
             row |= {"status": result["status"], **summary(result), **told}
         rows.append(row)
     if as_json:
         print(json.dumps(rows, indent=1))
     for row in () if as_json else rows:
-        print(f"{row['what']}: {_told(row, timing.compile_mode)}")
+        print(f"{row['what']}: {_told(row)}")
     return OK if all(tasks[s.key].finished for s in specs) else FAILED
 
 
@@ -82,7 +82,7 @@ def _plan(timing: TimingOptions) -> TimingPlan:
     return TimingPlan(
         batches,
         timing.dtype,
-        timing.compile_mode,
+        timing.engine,
         timing.memory_format,
         timing.threads,
         timing.min_seconds,
@@ -92,12 +92,12 @@ def _plan(timing: TimingOptions) -> TimingPlan:
     )
 
 
-def _told(row: Mapping[str, Any], compile: str | None) -> str:
+def _told(row: Mapping[str, Any]) -> str:
     """One timing as a line of text."""
     numbers = "  ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float) and k != "compiled_share")
     if row["reason"] or not numbers:
         return str(row["reason"] or row["status"])
-    notes = [compile_label(compile, row["compiled_share"]), *row["disturbed"]]
+    notes = [engine_label(row["engine"], row["compiled_share"]), *row["disturbed"]]
     if row["precision"]:
         same = ", ".join(f"{k} {v:.1%}" for k, v in row["precision"]["agreement"].items() if v is not None)
         notes.append(f"agrees with float32: {same}")

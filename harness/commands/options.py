@@ -13,12 +13,11 @@ from typing import Annotated, TypeVar
 
 from typer import Argument, CallbackParam, Option
 
+from harness.contract.declarations import ENGINES
 from harness.contract.groups import settings
 from harness.data.cards import SIZES
 from harness.errors import UsageError, unknown
 
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-"""Of torch.compile."""
 P = TypeVar("P", bound=Path | None)
 SIDES = {"min": 32, "max": 4096}
 """Sides in pixels that networks can take, and memory can hold."""
@@ -188,10 +187,10 @@ class TimingOptions:
     batch: Annotated[str, Option("--batch", help="Comma-separated batch sizes.")] = "1,16"
     mode: Annotated[str, Option("--mode", help="Comma-separated: batch.")] = "batch"
     dtype: Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.")] = "float32"
-    compile_mode: Annotated[
-        str | None,
-        Option("--compile", callback=one_of("compile mode", COMPILE_MODES), help="Of torch.compile; else eager."),
-    ] = None
+    engine: Annotated[
+        str,
+        Option("--engine", callback=one_of("engine", ENGINES), help="How components run: eager, compiled or graphs."),
+    ] = "eager"
     memory_format: Annotated[str, Option("--memory-format", help="channels_last or contiguous.")] = "channels_last"
     threads: Annotated[int, Option("--threads", min=1, help="Torch threads.")] = 1
     point: Annotated[str | None, Option("--point", help="Only this operating point.")] = None

@@ -19,6 +19,10 @@ from harness.errors import UsageError
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
+ENGINES = ("eager", "compiled", "graphs")
+"""How components run (harness.engine.forms): as they are; by torch.compile, weights frozen and batch norms folded into
+convolutions; or as CUDA graphs for fixed numbers of rows."""
+
 
 @dataclass(frozen=True)
 class ClipRequest:

@@ -1,6 +1,6 @@
 """Latency of `infer` on real inputs: host wall clock and device events of the same runs, raw samples kept.
 
-    with prepared(recognizer, device="cuda", dtype="bfloat16", compile="default") as device:
+    with prepared(recognizer, device="cuda", dtype="bfloat16", engine="graphs") as device:
         measured = measure_latency(recognizer, batches, point_settings, device=device)
 
 One forward of one batch is one sample. The batches are real videos, since easy and hard ones differ for
@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,10 @@ from harness.contract.trace import Trace
 from harness.data.clips import ClipDataset, collate
 from harness.data.decode import decode
 from harness.data.videos import VideoSet
+from harness.engine.forms import Forms, engaged
+from harness.engine.memory_format import MEMORY_FORMATS, set_memory_format
+from harness.engine.precision import DTYPES, in_precision
 from harness.errors import BenchError, UsageError, unknown
-from harness.layers.heavy import Call, wrapped
-from harness.layers.memory_format import MEMORY_FORMATS, set_memory_format
-from harness.layers.precision import DTYPES, in_precision
 from harness.measure.machine import OthersMeter, conditions, fingerprint, machine, slowed
 from harness.measure.views import Viewed, joined, view_datasets
 
@@ -47,8 +48,6 @@ PHASES = ("decode", "transform", "transfer", "model")
 GPU_WARMUP_S = 0.5
 PEAK_BATCHES = 2
 """Batches whose peak memory is measured: those for which most was executed."""
-RECOMPILATIONS = 256
-"""Of one network in one process, at most: each number of frames, batch size and number of videos left is a shape."""
 
 
 @dataclass
@@ -63,6 +62,8 @@ class Samples:
     outputs: dict[int, Output] = field(default_factory=dict)
     """Batch -> what its last timed forward said."""
     warmup: int = 0
+    unprepared: int = 0
+    """Calls of components in timed forwards that no form was prepared for."""
     others: float | None = None
     """Share of the processor that other processes took meanwhile."""
 
@@ -94,8 +95,9 @@ def prepared(
     *,
     device: str | torch.device = "cpu",
     dtype: str = "float32",
-    compile: str | None = None,
+    engine: str = "eager",
     memory_format: str = "channels_last",
+    table: Path | None = None,
 ) -> Iterator[torch.device]:
     """The recognizer on `device`, in eval mode, computing as it is to be timed; its weights are restored at the end.
 
@@ -103,13 +105,13 @@ def prepared(
         recognizer: With its weights.
         device: `cpu`, `cuda`, `cuda:N`.
         dtype: Other than float32: the heavy networks' weights are converted once, the rest stays in float32
-            (harness.layers.precision).
-        compile: Mode of `torch.compile` for the heavy networks (`default`, `reduce-overhead`, `max-autotune`), whole:
-            what torch cannot compile is an error; None runs eagerly.
+            (harness.engine.precision).
+        engine: How components run (harness.engine.forms).
         memory_format: Of the weights.
+        table: Folder of measured row times; None: they are measured anew.
 
     Raises:
-        UsageError: unknown dtype or memory format, no such device.
+        UsageError: unknown dtype, engine or memory format, no such device.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
@@ -122,9 +124,14 @@ def prepared(
     with contextlib.ExitStack() as stack:
         stack.enter_context(in_precision(recognizer, dtype))
         set_memory_format(recognizer, memory_format)
-        if compile is not None:
-            stack.enter_context(torch._dynamo.config.patch(recompile_limit=RECOMPILATIONS))
-            stack.enter_context(wrapped(recognizer, lambda call: _compiled(call, compile)))
+        context = {
+            "machine": fingerprint(),
+            "device": target.type,
+            "dtype": dtype,
+            "memory_format": memory_format,
+            "threads": torch.get_num_threads(),
+        }
+        stack.enter_context(engaged(recognizer, engine, context=context, table=table))
         yield target
 
 
@@ -138,6 +145,7 @@ def measure_latency(
     min_seconds: float = 1.0,
     warmup: int = 5,
     gflops: Callable[[Trace], np.ndarray] | None = None,
+    components: Callable[[Trace], Mapping[str, np.ndarray]] | None = None,
     test_seed: int | None = None,
     memory: bool = True,
 ) -> tuple[dict[str, Any], list[Output]]:
@@ -150,17 +158,17 @@ def measure_latency(
         device: Where the recognizer is.
         min_iterations: Timed forwards, at least; whole rounds over all batches are run.
         min_seconds: Time spent in timed forwards, at least.
-        warmup: Untimed forwards before, at least; every batch is seen once, and a GPU works for
-            `GPU_WARMUP_S`.
-        gflops: Executed GFLOPs per video (B,) of a trace (from the cost table).
+        warmup: Untimed forwards before, at least, after one of every batch that forms are prepared by; a GPU works
+            for `GPU_WARMUP_S`.
+        gflops, components: Executed GFLOPs per video (B,) of a trace, and those of each component (the cost table's).
         test_seed: Of the generator that decisions are drawn from; None: the likeliest are taken.
         memory: Measure the peak memory too.
 
     Returns:
         The fields of `harness.store.records.LATENCY_SCHEMA` that one launch measures (status, wall_s, device_s,
-        videos, gflops, phases_s of transfer and model, peak_memory_bytes), and of an entry of its `launches`:
-        warmup, others, slowed, clocks. Where memory ran out the lists are empty. And what the last timed forward of
-        each batch said.
+        videos, gflops, compiled_share, forms, phases_s of transfer and model, peak_memory_bytes), and of an entry of
+        its `launches`: warmup, prepare_s, unprepared, others, slowed, clocks; prepare_s and forms are of all that ran
+        in this process. Where memory ran out the lists are empty. And what the last timed forward of each batch said.
 
     Raises:
         UsageError: no batches, or fewer than no seconds.
@@ -175,8 +183,10 @@ def measure_latency(
     target = torch.device(device)
     before = device_conditions(target)
     forward = _forward(recognizer, point_settings, target, test_seed)
+    forms = _forms(recognizer)
     try:
-        samples = _time(forward, batches, target, min_iterations, min_seconds, warmup, drawn=test_seed is not None)
+        drawn = test_seed is not None
+        samples = _time(forward, forms, batches, target, min_iterations, min_seconds, warmup, drawn=drawn)
         after = _working_conditions(forward, batches[0], target)
         heaviest = sorted(range(len(batches)), key=lambda i: -_rows(samples.traces[i]))[:PEAK_BATCHES]
         peak = _peak_memory(forward, recognizer, [batches[i] for i in heaviest], target) if memory else None
@@ -195,9 +205,13 @@ def measure_latency(
         "device_s": samples.device_s,
         "videos": videos,
         "gflops": [float(np.sum(gflops(t))) for t in samples.traces] if gflops else [],
+        "compiled_share": _compiled_share(forms, samples.traces, components),
         "phases_s": _model_phases(samples, sum(videos)),
         "peak_memory_bytes": peak,
         "warmup": samples.warmup,
+        "unprepared": samples.unprepared,
+        "prepare_s": 0.0 if forms is None else forms.prepare_s,
+        "forms": {} if forms is None else forms.told(),
         "others": samples.others,
         "slowed": slowed(before, after),
         "clocks": {"before": before, "after": after},
@@ -309,11 +323,6 @@ def _loaded_forward(
     return {**phases_s, "frames": float(tally["frames"])}
 
 
-def _compiled(call: Call, mode: str) -> Call:
-    compiled: Call = torch.compile(call, mode=mode, fullgraph=True)
-    return compiled
-
-
 def _forward(
     recognizer: EfficientRecognizer | Viewed, settings: Mapping[str, Any], device: torch.device, test_seed: int | None
 ) -> Forward:
@@ -328,6 +337,7 @@ def _forward(
 
 def _time(
     forward: Forward,
+    forms: Forms | None,
     batches: Sequence[Clips],
     device: torch.device,
     min_iterations: int,
@@ -337,8 +347,9 @@ def _time(
     drawn: bool,
 ) -> Samples:
     samples = Samples(device_s=[] if device.type == "cuda" else None)
-    traces = _warm_up(forward, batches, device, warmup)
-    samples.warmup = len(traces)
+    traces = _learn(forward, forms, batches, device)
+    samples.warmup = len(traces) + _warm_up(forward, batches, device, warmup)
+    before = 0 if forms is None else forms.unprepared
     timed = _timed_cuda if device.type == "cuda" else _timed_host
     with _no_garbage_collection():
         others = OthersMeter()
@@ -352,18 +363,58 @@ def _time(
                 samples.traces.append(trace if drawn else traces[number])
                 samples.outputs[number] = Output(logits.clone(), trace.exit_step)  # a CUDA graph writes there again
         samples.others = others.share()
+    samples.unprepared = 0 if forms is None else forms.unprepared - before
     return samples
 
 
-def _warm_up(forward: Forward, batches: Sequence[Clips], device: torch.device, least: int) -> list[Trace]:
-    """Untimed forwards: `least`, each batch once, and on a GPU until its clocks are up; their traces."""
-    began, traces = time.perf_counter(), list[Trace]()
-    seconds = GPU_WARMUP_S if device.type == "cuda" else 0.0
-    while len(traces) < max(least, len(batches)) or time.perf_counter() - began < seconds:
-        clips = to_device(batches[len(traces) % len(batches)], device)
-        traces.append(Trace(_videos(clips)))
-        forward(clips, traces[-1])
+def _learn(forward: Forward, forms: Forms | None, batches: Sequence[Clips], device: torch.device) -> list[Trace]:
+    """One forward of each batch, which its forms are prepared by; their traces."""
+    traces = []
+    with contextlib.nullcontext() if forms is None else forms.learning():
+        for batch in batches:
+            clips = to_device(batch, device)
+            traces.append(Trace(_videos(clips)))
+            forward(clips, traces[-1])
     return traces
+
+
+def learn(recognizer: EfficientRecognizer, batches: Sequence[Clips], point_settings: Mapping[str, Any]) -> None:
+    """Prepare the forms of a `prepared` recognizer for what a point does on `batches`."""
+    device = recognizer.mean.device
+    _learn(_forward(recognizer, point_settings, device, None), _forms(recognizer), batches, device)
+
+
+def _compiled_share(
+    forms: Forms | None,
+    traces: Sequence[Trace],
+    components: Callable[[Trace], Mapping[str, np.ndarray]] | None,
+) -> float | None:
+    """Share of the executed multiply-accumulates that belong to compiled components; None where all run eagerly."""
+    if forms is None or forms.engine == "eager" or components is None:
+        return None
+    compiled, parts = forms.compiled(), [components(trace) for trace in traces]
+    inside, whole = (
+        sum(float(np.sum(macs)) for part in parts for name, macs in part.items() if every or name in compiled)
+        for every in (False, True)
+    )
+    return inside / whole if whole else 0.0
+
+
+def _warm_up(forward: Forward, batches: Sequence[Clips], device: torch.device, least: int) -> int:
+    """Untimed forwards: `least`, on a GPU until its clocks are up; how many these were."""
+    began, done = time.perf_counter(), 0
+    seconds = GPU_WARMUP_S if device.type == "cuda" else 0.0
+    while done < least or time.perf_counter() - began < seconds:
+        clips = to_device(batches[done % len(batches)], device)
+        forward(clips, _Unrecorded(_videos(clips)))
+        done += 1
+    return done
+
+
+def _forms(recognizer: EfficientRecognizer | Viewed) -> Forms | None:
+    """What `prepared` has given the recognizer."""
+    forms = (recognizer.recognizer if isinstance(recognizer, Viewed) else recognizer).forms
+    return forms if isinstance(forms, Forms) else None
 
 
 def _timed_host(forward: Forward, clips: Clips, trace: Trace, device: torch.device, samples: Samples) -> Tensor:

@@ -18,7 +18,7 @@ from harness.measure.statistics import log_mean_interval
 
 DIFFERING = 0.1
 """Largest share of the timed videos whose outputs may differ from the evaluation's; one video always may."""
-PER_LAUNCH = ("warmup", "others", "gpu_others", "slowed", "clocks")
+PER_LAUNCH = ("warmup", "prepare_s", "unprepared", "others", "gpu_others", "slowed", "clocks")
 FULLY_COMPILED = 0.9
 """Share of the multiply-accumulates from which on a model is called compiled."""
 
@@ -40,6 +40,8 @@ def merged(launches: Sequence[Mapping[str, Any]], beside: str | None = None) -> 
         "frames_decoded": first.get("frames_decoded", 0.0),
         "peak_memory_bytes": first["peak_memory_bytes"] if ok else None,
         "warmup": sum(launch["warmup"] for launch in timed),
+        "compiled_share": first["compiled_share"],
+        "forms": last["forms"],
         "launches": [
             {"forwards": len(launch["wall_s"]), **{name: launch[name] for name in PER_LAUNCH}}
             for launch in timed
@@ -111,9 +113,9 @@ def summary(result: Mapping[str, Any]) -> dict[str, float | None]:
     return dict(zip(names, values, strict=True))
 
 
-def compile_label(mode: str | None, share: float | None) -> str:
+def engine_label(engine: str, share: float | None) -> str:
     """How much of a model ran compiled, in words; empty where it was not to be."""
-    if mode is None:
+    if engine == "eager":
         return ""
     if share is not None and share >= FULLY_COMPILED:
         return "compiled"

@@ -24,12 +24,9 @@ from harness.contract.values import from_mapping
 from harness.data.clips import ClipDataset, collate
 from harness.data.videos import VideoSet
 from harness.errors import BenchError
-from harness.layers.heavy import Call, wrapped
-from harness.layers.precision import in_precision
 from harness.measure.cost_table import CostTable
-from harness.measure.counter import MacMeter
 from harness.measure.evaluation import Evaluator
-from harness.measure.latency import Output, describe, measure_latency, phases, prepared, to_device
+from harness.measure.latency import Output, describe, learn, measure_latency, phases, prepared, to_device
 from harness.measure.metrics import evaluate, reported
 from harness.measure.views import Viewed, joined, view_datasets
 from harness.plan.building import build_recognizer
@@ -37,7 +34,7 @@ from harness.plan.protocol import Protocol
 from harness.plan.units import LatencySpec
 from harness.store import artifacts, sources
 from harness.store.records import Record, read_record
-from harness.store.work_dir import record_folder
+from harness.store.work_dir import record_folder, tuning_folder
 
 TIMED_VIDEOS = 64
 """Real test videos that are timed, spread over the whole split."""
@@ -46,6 +43,8 @@ LEAST_FORWARDS = 20
 SAME = 0.02
 """Largest difference of a logit, relative to the video's largest, that rounding explains (TF32, order of sums)."""
 
+Boxes = dict[tuple[Any, ...], tuple[float, ...]]
+"""(batch, video, frame, label) -> (top, left, height, width)."""
 Arrays = Mapping[str, np.ndarray]
 """Of all test videos: `logits` (N, C) of a point and, where the method exits, `exits` (N,)."""
 
@@ -118,8 +117,9 @@ def time_launch(
         model.recognizer,
         device=setup.device,
         dtype=setup.dtype,
-        compile=setup.compile,
+        engine=setup.engine,
         memory_format=setup.memory_format,
+        table=tuning_folder(work_dir),
     ) as device:
         gc.collect()
         gc.freeze()  # what is there now is there to the end: collections before timings need not look at it
@@ -185,24 +185,21 @@ class _Batches:
 def examine(
     specs: Sequence[LatencySpec], work_dir: Path
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Arrays]]:
-    """What a setup does to the model: how much of its work is compiled, and what half precision changes.
+    """What a setup does to the model: accuracy and decisions on the whole test split, computed as it is timed.
 
     Returns:
-        Point -> `compiled_share` of its executed multiply-accumulates (null: eager) and `precision` (null: float32):
-        videos, agreement with the float32 evaluation (top1, exits, decisions: shares of all test videos or of their
-        decisions; boxes: share within a pixel, on the timed videos), and the metrics in that precision. And, in half
-        precision, point -> arrays of that evaluation.
+        Point -> `precision`: videos, agreement with the eager float32 evaluation (top1, exits, decisions: shares of all
+        test videos or of their decisions; boxes: share within a pixel, on the timed videos), and the metrics. And
+        point -> arrays of that evaluation.
     """
     setup = specs[0]
     model = _model(setup, work_dir)
     found: dict[str, dict[str, Any]] = {}
     arrays: dict[str, Arrays] = {}
+    torch.set_num_threads(setup.threads)
     for name in dict.fromkeys(spec.point for spec in specs):
-        found[name] = {"compiled_share": None, "precision": None}
-        if setup.compile is not None:
-            found[name]["compiled_share"] = heavy_share(model.recognizer, _clips(model, name), model.point(name))
-        if setup.dtype != "float32":
-            found[name]["precision"], arrays[name] = _precision(model, name, setup)
+        found[name] = {}
+        found[name]["precision"], arrays[name] = _as_timed(model, name, setup, work_dir)
     return found, arrays
 
 
@@ -235,29 +232,6 @@ def compared(outputs: Sequence[Output], arrays: Arrays, chosen: np.ndarray) -> d
     }
 
 
-def heavy_share(
-    recognizer: EfficientRecognizer, batches: Sequence[Mapping[str, Tensor]], point: OperatingPoint
-) -> float:
-    """Share of the executed multiply-accumulates that run inside the heavy networks, which are what is compiled."""
-    meter, inside = MacMeter(), 0.0
-
-    def count(call: Call) -> Call:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            nonlocal inside
-            before = meter.total
-            result = call(*args, **kwargs)
-            inside += meter.total - before
-            return result
-
-        return run
-
-    with wrapped(recognizer.eval(), count), torch.inference_mode(), meter:
-        for clips in batches:
-            videos = len(next(iter(clips.values())))
-            recognizer.infer(to_device(clips, recognizer.mean.device), point.settings, trace=Trace(videos))
-    return inside / meter.total if meter.total else 0.0
-
-
 def agreement(found: Any, arrays: Arrays, decisions: Arrays) -> dict[str, float | None]:
     """Shares in which a `PointResult` says what was evaluated: predictions, exits, decisions; None: there are none."""
     same_exits = None
@@ -271,25 +245,33 @@ def agreement(found: Any, arrays: Arrays, decisions: Arrays) -> dict[str, float 
     }
 
 
-def box_agreement(
-    recognizer: EfficientRecognizer, batches: Sequence[Mapping[str, Tensor]], point: OperatingPoint, dtype: str
-) -> float | None:
-    """Share of the boxes that lie within a pixel of those in float32; None where nothing is boxed."""
-    ours, theirs = (_boxes(recognizer, batches, point, kind) for kind in (dtype, "float32"))
+def box_agreement(ours: Boxes, theirs: Boxes, resolution: int) -> float | None:
+    """Share of the boxes `theirs` that lie within a pixel of `ours`; None where nothing is boxed."""
     if not theirs:
         return None
     near = [
-        place in ours and max(abs(a - b) for a, b in zip(ours[place], box, strict=True)) * recognizer.resolution <= 1
+        place in ours and max(abs(a - b) for a, b in zip(ours[place], box, strict=True)) * resolution <= 1
         for place, box in theirs.items()
     ]
     return float(np.mean(near))
 
 
-def _precision(model: _Model, name: str, setup: LatencySpec) -> tuple[dict[str, Any], Arrays]:
-    point, evaluated = model.point(name), model.evaluated(name)
+def _as_timed(model: _Model, name: str, setup: LatencySpec, work_dir: Path) -> tuple[dict[str, Any], Arrays]:
+    """What a point says on the whole test split in the setup's form and precision, held against its evaluation."""
+    point, evaluated, clips = model.point(name), model.evaluated(name), _clips(model, name)
     evaluator = Evaluator(model.recognizer, model.videos, model.protocol, device=setup.device, counted=False)
-    with in_precision(model.recognizer, setup.dtype):
+    theirs = boxes(model.recognizer, clips, point)
+    with prepared(
+        model.recognizer,
+        device=setup.device,
+        dtype=setup.dtype,
+        engine=setup.engine,
+        memory_format=setup.memory_format,
+        table=tuning_folder(work_dir),
+    ):
+        learn(model.recognizer, clips, point.settings)
         found = evaluator.run(point, model.protocol.test_split)
+        ours = boxes(model.recognizer, clips, point)
     prefix = f"{model.entry(name)['prefix']}_decision_"
     decisions = {k.removeprefix(prefix): v for k, v in model.arrays.items() if k.startswith(prefix)}
     card = model.videos.card
@@ -297,23 +279,19 @@ def _precision(model: _Model, name: str, setup: LatencySpec) -> tuple[dict[str, 
     arrays = {"logits": found.logits}
     if found.trace.exit_step is not None:
         arrays["exits"] = found.trace.exit_step
+    near = box_agreement(ours, theirs, model.recognizer.resolution)
     told = {
         "videos": len(found.logits),
-        "agreement": {
-            **agreement(found, evaluated, decisions),
-            "boxes": box_agreement(model.recognizer, _clips(model, name), point, setup.dtype),
-        },
+        "agreement": {**agreement(found, evaluated, decisions), "boxes": near},
         "metrics": evaluate(found.logits, targets, reported(card.metric, len(card.classes))),
     }
     return told, arrays
 
 
-def _boxes(
-    recognizer: EfficientRecognizer, batches: Sequence[Mapping[str, Tensor]], point: OperatingPoint, dtype: str
-) -> dict[tuple[Any, ...], tuple[float, ...]]:
-    """(batch, video, frame, label) -> box."""
-    found: dict[tuple[Any, ...], tuple[float, ...]] = {}
-    with in_precision(recognizer, dtype), torch.inference_mode():
+def boxes(recognizer: EfficientRecognizer, batches: Sequence[Mapping[str, Tensor]], point: OperatingPoint) -> Boxes:
+    """Where a recognizer looks: (batch, video, frame, label) -> box."""
+    found: Boxes = {}
+    with torch.inference_mode():
         for number, clips in enumerate(batches):
             trace = Trace(len(next(iter(clips.values()))), details=True)
             recognizer.infer(to_device(clips, recognizer.mean.device), point.settings, trace=trace)

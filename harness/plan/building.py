@@ -13,8 +13,8 @@ from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.registry import method_card, recognizer_class
 from harness.contract.values import digest
 from harness.data.cards import SIZES
+from harness.engine.memory_format import set_memory_format
 from harness.errors import UsageError, unknown
-from harness.layers.memory_format import set_memory_format
 
 
 def build_recognizer(

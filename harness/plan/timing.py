@@ -17,9 +17,9 @@ class TimingPlan:
     batches: tuple[int, ...] = (1, 16)
     """Empty: nothing."""
     dtype: str = "float32"
-    """Other than float32: the heavy networks' (harness.layers.precision)."""
-    compile: str | None = None
-    """Mode of torch.compile for the heavy networks; None: eager."""
+    """Other than float32: the heavy networks' (harness.engine.precision)."""
+    engine: str = "eager"
+    """How components run, see harness.engine.forms."""
     memory_format: str = "channels_last"
     threads: int = 1
     min_seconds: float = 1.0
@@ -71,7 +71,7 @@ class TimingPlan:
                 device=device,
                 mode=mode,
                 dtype=self.dtype,
-                compile=self.compile,
+                engine=self.engine,
                 memory_format=self.memory_format,
                 threads=self.threads,
                 options={"min_seconds": self.min_seconds, "launches": self.launches},

@@ -211,7 +211,7 @@ class LatencySpec:
     mode: str = "batch"
     """One of `MODES`."""
     dtype: str = "float32"
-    compile: str | None = None
+    engine: str = "eager"
     memory_format: str = "channels_last"
     threads: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -228,7 +228,7 @@ class LatencySpec:
     @property
     def setup(self) -> tuple[Any, ...]:
         """What one process times: an evaluated model as it computes."""
-        return self.evaluation, self.device, self.dtype, self.compile, self.memory_format, self.threads
+        return self.evaluation, self.device, self.dtype, self.engine, self.memory_format, self.threads
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -117,19 +117,22 @@ LATENCY_SCHEMA: dict[str, str] = {
     "batch": "int",
     "mode": "str, what is on the clock: batch, one forward of a batch in memory (also where the key is missing)",
     "dtype": "str",
-    "compile": "str or null",
+    "compile": "str or null, mode of torch.compile for the heavy networks alone (null where there is an engine)",
+    "engine": "'eager', 'compiled' or 'graphs': how components run (harness.engine.forms)",
+    "forms": "dict kind of call -> {component, way (eager, compiled, graph), milliseconds: rows -> of a call}",
     "memory_format": "str",
     "threads": "int",
-    "compiled_share": "float or null (eager): share of the executed multiply-accumulates in what is compiled",
-    "precision": "null (float32) or {videos, agreement, metrics}: evaluation in `dtype`; agreement with the float32 "
-    "record as shares: top1, exits, decisions, boxes (within a pixel, on the timed videos), null where there are none; "
-    "metrics: dict name -> {value, low, high}",
+    "compiled_share": "float or null (eager): share of the executed multiply-accumulates in compiled components",
+    "precision": "null (eager float32) or {videos, agreement, metrics}: evaluation as timed; agreement with the "
+    "eager float32 record as shares: top1, exits, decisions, boxes (within a pixel, on the timed videos), null where "
+    "there are none; metrics: dict name -> {value, low, high}",
     "options": "dict: min_seconds (in timed forwards, over all launches), launches",
     "device": "dict: name, kind (cpu or cuda), fingerprint, driver, clocks (before the first launch, after the last), "
     "kernels (cuda: cudnn, cudnn_benchmark, tf32_convolution, tf32_matmul, deterministic)",
     "status": "'ok' or 'out of memory'",
     "wall_s": "list of float, host wall clock of each timed forward of one batch, in order",
-    "launches": "list, one per process that timed: {forwards (so many of wall_s, in order), warmup, others (share of "
+    "launches": "list, one per process that timed: {forwards (so many of wall_s, in order), warmup, prepare_s "
+    "(compiling and measuring forms), unprepared (calls of components without a form), others (share of "
     "the cores' time that other processes took, or null), gpu_others (share of the GPU's time before it, or null), "
     "slowed (list of str, what held the clocks down), clocks {before, after: while the device worked}}",
     "disturbed": "list of str, what disturbed the timing; empty where nothing is known to have done so",

@@ -278,6 +278,7 @@ class Latency:
     disturbed: list[str] = field(default_factory=list)
     mode: str = "batch"
     compiled_share: float | None = None
+    engine: str | None = None
     precision: _Precision | None = None
 
 

@@ -31,6 +31,11 @@ def record_folder(work_dir: Path, kind: Kind, key: str) -> Path:
     return work_dir / "records" / kind / key
 
 
+def tuning_folder(work_dir: Path) -> Path:
+    """Where measured row times lie (harness.engine.forms)."""
+    return work_dir / "tuning"
+
+
 def failure_file(work_dir: Path, key: str) -> Path:
     """Where the reason of a failure lies."""
     return work_dir / "records" / "failed" / f"{key}.json"

@@ -106,7 +106,7 @@ def run_session(
 ) -> None:
     """Examine the models that need it, then launch them round by round, there and back."""
     for model in models:
-        if model.specs[0].compile is not None or model.specs[0].dtype != "float32":
+        if model.specs[0].engine != "eager" or model.specs[0].dtype != "float32":
             report(model.specs[0].key, {"note": "examining"})
             model.examined = model.take(work(model, True, 0))
     launches = max(int(spec.options.get("launches", 1)) for model in models for spec in model.specs)
@@ -205,7 +205,7 @@ def record(
 
     Args:
         launches: What each launch measured (harness.measure.timing.time_launch), in order.
-        examined: `compiled_share` and `precision` (harness.measure.timing.examine).
+        examined: `precision` (harness.measure.timing.examine).
         beside: Who else of this project was at work on the machine meanwhile.
 
     Raises:
@@ -214,7 +214,6 @@ def record(
     check_outputs(f"{spec.method} at {spec.point}", [launch["outputs"] for launch in launches])
     result = {
         **merged(launches, beside),
-        "compiled_share": examined.get("compiled_share"),
         "precision": examined.get("precision"),
         "kind": "latency",
         "key": spec.key,
@@ -226,7 +225,8 @@ def record(
         "batch": spec.batch,
         "mode": spec.mode,
         "dtype": spec.dtype,
-        "compile": spec.compile,
+        "compile": None,
+        "engine": spec.engine,
         "memory_format": spec.memory_format,
         "options": dict(spec.options),
         "provenance": provenance(shlex.split(command)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -24,7 +23,7 @@ from harness.measure.launches import summary
 from harness.measure.views import Viewed, joined
 from harness.store.records import LATENCY_SCHEMA
 
-SETUP = ("device", "dtype", "compile", "memory_format")
+SETUP = ("device", "dtype", "engine", "memory_format")
 
 
 def measure_latency(toy, batches, point=EMPTY, **options):
@@ -105,8 +104,9 @@ def test_a_sample_of_several_views_is_a_forward_of_each(toy):
 
 def test_fields_are_those_of_the_schema(toy):
     found = measure_latency(toy, [clips(1)])
-    assert set(found) - {"others", "slowed", "clocks"} <= set(LATENCY_SCHEMA)
-    assert all(name in LATENCY_SCHEMA["launches"] for name in ("others", "slowed", "clocks"))
+    of_launches = {"others", "slowed", "clocks", "prepare_s", "unprepared"}
+    assert set(found) - of_launches <= set(LATENCY_SCHEMA)
+    assert all(name in LATENCY_SCHEMA["launches"] for name in of_launches)
     assert set(latency.describe("cpu")) == {"name", "kind", "fingerprint", "driver"}
 
 
@@ -121,9 +121,8 @@ def test_whole_rounds_until_both_limits_are_reached(toy, iterations, seconds, fo
 
 def test_every_batch_is_warmed_up(toy):
     batches = [clips(1, size) for size in (1, 2, 3)]
-    assert measure_latency(toy, batches, min_iterations=1, min_seconds=0, warmup=1)["warmup"] == 3
-    assert [c["batch"] for c in toy.calls[:3]] == [1, 2, 3]
-    assert measure_latency(toy, batches, min_iterations=1, min_seconds=0, warmup=5)["warmup"] == 5
+    assert measure_latency(toy, batches, min_iterations=1, min_seconds=0, warmup=2)["warmup"] == 3 + 2
+    assert [c["batch"] for c in toy.calls[:5]] == [1, 2, 3, 1, 2]
 
 
 def test_forwards_run_as_in_evaluation(toy):
@@ -145,7 +144,7 @@ def test_bookkeeping_is_not_timed(toy):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency.Trace, "work", work)
         found = measure_latency(toy, [clips(1)], min_iterations=4, min_seconds=0, warmup=2, memory=False)
-    assert toy.kept == [0, 1], "only the warm-up's forwards count their work"
+    assert toy.kept == [0], "only the forwards that forms are prepared by count their work"
     assert len(found["wall_s"]) == 4
 
 
@@ -154,7 +153,7 @@ def test_drawn_decisions_are_drawn_while_timed_too(toy):
     toy.draw = lambda generator: drawn.append(None if generator is None else float(torch.rand(1, generator=generator)))
     measure_latency(toy, [clips(1)], min_iterations=2, min_seconds=0, warmup=1, test_seed=3, memory=False)
     expected = torch.Generator().manual_seed(3)
-    assert drawn == [float(torch.rand(1, generator=expected)) for _ in range(3)]
+    assert drawn == [float(torch.rand(1, generator=expected)) for _ in range(4)]
     drawn.clear()
     measure_latency(toy, [clips(1)], min_iterations=1, min_seconds=0, warmup=1, memory=False)
     assert set(drawn) == {None}
@@ -245,30 +244,17 @@ def test_peak_memory_counts_weights_batch_and_what_lives_together():
     assert 130 * kib <= peak - fixed <= 131 * kib
 
 
-def test_heavy_parts_are_compiled_whole_and_restored(toy, monkeypatch):
-    asked = []
-
-    def compile(call, *, mode, fullgraph):
-        asked.append((mode, fullgraph))
-        return lambda x: ("compiled", call)
-
-    monkeypatch.setattr(torch, "compile", compile)
-    inside = []
-    toy.effect = lambda: inside.append(toy.convolution(torch.zeros(1, 3, 4, 4))[0])
-    measure_latency(toy, [clips(1)], compile="max-autotune", min_iterations=1, min_seconds=0, memory=False)
-    assert asked == [("max-autotune", True)] * 2
-    assert set(inside) == {"compiled"}
-    assert "forward" not in vars(toy.convolution)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs g++")
-def test_compiled_modules_run():
-    toy, image = Toy(), torch.rand(1, 3, 4, 4)
-    expected, found = toy.convolution(image), []
-    toy.effect = lambda: found.append(toy.convolution(image))
-    measure_latency(toy, [clips(1)], compile="default", min_seconds=0)
-    torch.testing.assert_close(found[-1], expected, check_stride=False)
+def test_forms_are_prepared_before_anything_is_timed(toy):
+    with prepared(toy, engine="eager"):
+        forms = toy.forms
+        learning, inside = forms.learning, []
+        toy.effect = lambda: inside.append(forms._noted is not None)
+        forms.learning = lambda: (inside.append("learn"), learning())[1]
+        found, _ = latency.measure_latency(toy, [clips(1), clips(2)], min_iterations=2, min_seconds=0, warmup=1)
+    assert inside[:4] == ["learn", True, True, False]
+    assert True not in inside[3:]
+    assert found["unprepared"] == 0 and found["warmup"] == 3
+    assert not toy.forms
 
 
 def test_memory_format_of_2d_and_3d_weights():

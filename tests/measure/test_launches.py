@@ -10,8 +10,8 @@ from harness.errors import BenchError
 from harness.measure.launches import (
     by_launch,
     check_outputs,
-    compile_label,
     disturbances,
+    engine_label,
     median_interval,
     merged,
     summary,
@@ -31,6 +31,10 @@ def launch(ms=10.0, forwards=4, **changes):
         "frames_decoded": 23.0,
         "peak_memory_bytes": 100,
         "warmup": 5,
+        "prepare_s": 0.5,
+        "unprepared": 0,
+        "compiled_share": 0.06,
+        "forms": {},
         "others": 0.01,
         "gpu_others": None,
         "slowed": [],
@@ -126,13 +130,13 @@ def test_forwards_that_say_something_else_when_timed_fail(differing, fails):
 
 
 @pytest.mark.parametrize(
-    ("mode", "share", "label"),
+    ("engine", "share", "label"),
     [
-        (None, None, ""),
-        ("default", 0.97, "compiled"),
-        ("default", 0.06, "partly compiled (6%)"),
-        ("default", None, "partly compiled (unknown share)"),
+        ("eager", None, ""),
+        ("compiled", 0.97, "compiled"),
+        ("compiled", 0.06, "partly compiled (6%)"),
+        ("torch.compile default", None, "partly compiled (unknown share)"),
     ],
 )
-def test_what_is_partly_compiled_is_called_so(mode, share, label):
-    assert compile_label(mode, share) == label
+def test_what_is_partly_compiled_is_called_so(engine, share, label):
+    assert engine_label(engine, share) == label

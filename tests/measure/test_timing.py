@@ -1,4 +1,4 @@
-"""What a timing process compares and measures besides time: outputs, agreement in half precision, compiled share."""
+"""What a timing process compares and measures besides time: outputs, agreement in half precision."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import nn
 
 from harness.contract.declarations import EMPTY, ClipRequest, OperatingPoint
 from harness.contract.recognizer import EfficientRecognizer
+from harness.engine.precision import in_precision
 from harness.layers.backbone import Backbone
 from harness.measure import evaluation, timing
 from harness.measure.latency import Output
 from harness.measure.launches import check_outputs
-from harness.measure.timing import agreement, box_agreement, compared, heavy_share
+from harness.measure.timing import agreement, box_agreement, boxes, compared
 from harness.plan.protocol import Protocol
 from harness.plan.units import DataSpec, LatencySpec
 
@@ -151,14 +152,15 @@ def test_all_views_are_timed_and_say_what_was_evaluated(looker, monkeypatch, vie
 CLIPS = [{"frames": torch.randint(0, 256, (2, 1, 3, 1, 1), dtype=torch.uint8)} for _ in range(2)]
 
 
-def test_share_of_the_macs_that_run_in_heavy_parts_is_counted(looker):
-    assert heavy_share(looker, CLIPS, OperatingPoint("full")) == pytest.approx(12 / 16)
-
-
 def test_boxes_agree_within_a_pixel(looker):
+    def agree():
+        theirs = boxes(looker, CLIPS, OperatingPoint("full"))
+        with in_precision(looker, "bfloat16"):
+            return box_agreement(boxes(looker, CLIPS, OperatingPoint("full")), theirs, looker.resolution)
+
     with torch.no_grad():
         looker.policy.weight.fill_(1e-3)
-    assert box_agreement(looker, CLIPS, OperatingPoint("full"), "bfloat16") == 1.0
+    assert agree() == 1.0
     with torch.no_grad():
         looker.policy.weight.fill_(100.0)  # half a percent of rounding now moves a box by many pixels
-    assert box_agreement(looker, CLIPS, OperatingPoint("full"), "bfloat16") < 1.0
+    assert agree() < 1.0

@@ -28,10 +28,10 @@ def test_every_operating_point_is_timed_at_every_batch_size() -> None:
 
 
 def test_a_plan_reaches_its_units() -> None:
-    plan = TimingPlan((4,), "bfloat16", "default", "contiguous", 2, 0.5, 5, 7.0)
+    plan = TimingPlan((4,), "bfloat16", "compiled", "contiguous", 2, 0.5, 5, 7.0)
     (found,) = specs(plan, points=["full"])
-    assert (found.dtype, found.compile, found.memory_format, found.threads) == (
-        "bfloat16", "default", "contiguous", 2,
+    assert (found.dtype, found.engine, found.memory_format, found.threads) == (
+        "bfloat16", "compiled", "contiguous", 2,
     )  # fmt: skip
     assert (found.options, found.quiet_wait_s) == ({"min_seconds": 0.5, "launches": 5}, 7.0)
 

@@ -308,6 +308,8 @@ class Factory:
             "mode": "batch",
             "dtype": "float32",
             "compile": None,
+            "engine": "eager",
+            "forms": {},
             "memory_format": "channels_last",
             "threads": 1,
             "device": {"name": device, "kind": kind, "fingerprint": digest(device, 12), "driver": None, "clocks": {}},
@@ -321,7 +323,10 @@ class Factory:
             "peak_memory_bytes": 250_000_000 + 1_000_000 * batch,
             "warmup": 5,
             "launches": [
-                {"forwards": 8, "warmup": 5, "others": 0.02, "gpu_others": None, "slowed": [], "clocks": {}}
+                {
+                    "forwards": 8, "warmup": 5, "prepare_s": 0.1, "unprepared": 0, "others": 0.02, "gpu_others": None,
+                    "slowed": [], "clocks": {},
+                }
                 for _ in range(len(wall) // 8)
             ],
             "disturbed": [],

@@ -57,9 +57,9 @@ def test_a_quiet_report_bears_no_mark(factory: Factory) -> None:
 
 @pytest.mark.parametrize(("share", "note"), [(0.06, "partly compiled (6%)"), (0.95, "")])
 def test_what_is_partly_compiled_says_so(factory: Factory, share: float, note: str) -> None:
-    factory.latency(factory.evaluation(AR_NET), compile="default", compiled_share=share)
+    factory.latency(factory.evaluation(AR_NET), engine="compiled", compiled_share=share)
     group = only_group(factory)
-    assert "torch.compile default" in group.setups[0]
+    assert group.setups[0].endswith("compiled")
     (cell,) = cells(tables.headline(group), "Latency")
     assert cell.endswith(note) and ("compiled" in cell) == bool(note)
 
@@ -80,7 +80,7 @@ def test_the_interval_of_a_median_covers_its_launches(factory: Factory) -> None:
 
 def test_records_of_one_launch_are_read(factory: Factory) -> None:
     record = factory.latency(factory.evaluation(TSN))
-    old = {"launches", "disturbed", "outputs", "compiled_share", "precision", "options"}
+    old = {"launches", "disturbed", "outputs", "compiled_share", "precision", "options", "engine", "forms"}
     path = record.path / "result.json"
     path.write_text(pd.Series({k: v for k, v in record.result.items() if k not in old}).to_json())
     group = only_group(factory)

@@ -129,9 +129,9 @@ def test_costs_and_clocks_of_one_setup_are_compared(folders):
 
 def test_marks_of_latencies_are_kept(folders):
     a, b = folders
-    a.latency(a.evaluation(STATIC), disturbed=["load 0.62 per core by other processes"], compile="default",
+    a.latency(a.evaluation(STATIC), disturbed=["load 0.62 per core by other processes"], engine="compiled",
               compiled_share=0.95)  # fmt: skip
-    b.latency(b.evaluation(STATIC), compile="default", compiled_share=0.06)
+    b.latency(b.evaluation(STATIC), engine="compiled", compiled_share=0.06)
     found = compare(a.work_dir, b.work_dir)
     assert "1: 1.00 † partly compiled (6%)" in found.to_text()
     for told in (found.to_text(), found.to_markdown(), " ".join(found.to_json()["notes"])):

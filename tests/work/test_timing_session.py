@@ -61,7 +61,7 @@ def test_methods_are_interleaved_over_launches_there_and_back() -> None:
 
 def test_only_what_needs_it_is_examined_and_apart_from_timing() -> None:
     worker = Worker()
-    session([spec("a"), spec("b", dtype="bfloat16"), spec("c", compile="default")], worker)
+    session([spec("a"), spec("b", dtype="bfloat16"), spec("c", engine="compiled")], worker)
     assert [name for name, what, _, _ in worker.asked if what == "examine"] == ["b", "c"]
 
 
@@ -89,7 +89,7 @@ def test_a_limit_of_waiting_is_shared_by_all_launches(monkeypatch: pytest.Monkey
 
 def test_a_record_holds_every_key_of_the_schema(tmp_path: Path) -> None:
     timed = spec("a")
-    found = {"compiled_share": 0.06, "precision": None}
+    found = {"precision": None}
     launches = [launch(10), launch(20), launch(30)]
     record(timed, tmp_path, launches, examined=found, beside="process 1", command="bench.py run")
     written = read_record(timed.folder(tmp_path))

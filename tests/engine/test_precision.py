@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.engine.precision import heavy_parts, in_precision, wrapped
 from harness.layers.backbone import Backbone
-from harness.layers.heavy import heavy_parts, wrapped
-from harness.layers.precision import in_precision
 
 
 class Net(Backbone):
