@@ -153,7 +153,7 @@ class _Batches:
         self, model: _Model, timed: EfficientRecognizer | Viewed, device: torch.device, *, first: bool
     ) -> None:
         self.model, self.timed, self.device, self.first = model, timed, device, first
-        self.gflops = CostTable.from_rows(model.record.result["cost"]["table"]).gflops
+        self.costs = CostTable.from_rows(model.record.result["cost"]["table"])
         self.samples: list[list[Any]] = []  # of each view
         self.loaded: tuple[Any, ...] | None = None
 
@@ -175,7 +175,8 @@ class _Batches:
             device=self.device,
             min_iterations=-(-LEAST_FORWARDS // launches),
             min_seconds=spec.options.get("min_seconds", 1.0) / launches,
-            gflops=self.gflops,
+            gflops=self.costs.gflops,
+            components=self.costs.components,
             test_seed=model.protocol.test_seed if model.protocol.test_randomness == "sampled" else None,
             memory=self.first,
         )
