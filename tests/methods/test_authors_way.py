@@ -13,6 +13,7 @@ from tests.benchmarks import authors_way
 from tests.benchmarks.authors_way import (
     AUTHORS_WAY,
     Comparison,
+    Setup,
     against_authors,
     built,
     exit_videos,
@@ -57,7 +58,7 @@ def test_exits_are_timed_with_whole_batches() -> None:
     assert [exit_videos(batch) for batch in (1, 4, 8, 12)] == [8, 8, 8, 12]
     for batch in (0, 3, 6):
         with pytest.raises(UsageError, match=f"batch {batch}"):
-            leaving_early("adafocus-v2", batch, size="tiny")
+            leaving_early("adafocus-v2", batch, setup=Setup(size="tiny"))
     assert on_cuda("cuda:0") and on_cuda("cuda") and not on_cuda("cpu")
 
 
@@ -76,7 +77,7 @@ def test_macs_saved_are_those_of_the_full_forward(batch: int, monkeypatch: pytes
         return (2.0,) * 5, (1.0,) * 5
 
     monkeypatch.setattr(authors_way, "in_turns", once)
-    found = leaving_early("adafocus-v2", batch, exit_every=4, size="tiny")
+    found = leaving_early("adafocus-v2", batch, exit_every=4, setup=Setup(size="tiny"))
     assert seen == ([2, 2] if batch == 2 else [6])
     shares = [1 - np.mean(np.r_[np.full(k, costs[0]), np.full(sum(seen) - k, costs[1])]) / full
               for k in range(sum(seen) + 1)]  # fmt: skip
