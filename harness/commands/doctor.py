@@ -230,7 +230,7 @@ def check_tools() -> Iterator[Finding]:
     if shutil.which("git") is None:
         yield Finding("warn", "git is not installed", "install it: records name the revision, gates compare with one")
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        yield Finding("warn", "no C++ compiler", "install g++ to use --compile on the CPU")
+        yield Finding("warn", "no C++ compiler", "install g++ to use --engine compiled on the CPU")
 
 
 def check_timing() -> Iterator[Finding]:

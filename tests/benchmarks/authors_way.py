@@ -5,7 +5,7 @@
 AdaFocus's released scripts run AdaFocus V1's focus network frame by frame, and of V2 and Uni-AdaFocus all
 exits and the heads that only training needs, eagerly, in float32 and contiguous memory. That is re-created here on
 the very modules of our recognizer, so weights, inputs and logits are equal; what differs is the order and amount of
-work, and how it is executed. Both sides are timed in one process, in turns, so that what the machine does meanwhile falls on
+work, and how it is executed. Both sides are timed in one process, in turns, so that what the machine does falls on
 both. Full size, random weights: time does not depend on what they say, except for exits, whose thresholds are
 therefore calibrated on the inputs themselves to half the MACs.
 """

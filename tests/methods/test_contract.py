@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import Any, get_args
@@ -29,6 +30,8 @@ from harness.contract.registry import method_card, method_cards, recognizer_clas
 from harness.contract.segments import join, keep
 from harness.contract.trace import Trace
 from harness.contract.values import plain
+from harness.engine.forms import engaged
+from harness.engine.rows import RowTable
 from harness.measure.cost_table import CostTable, metered, whole_check
 from harness.plan.building import build_recognizer, constructor_settings, full_settings, setting_defaults
 from harness.plan.suites import cells, suite
@@ -379,6 +382,48 @@ def test_rows_of_a_component_do_not_depend_on_each_other(method: str, monkeypatc
         for got, whole in zip(tree_leaves(some), tree_leaves(watched.again(call, args)), strict=True):
             assert len(whole) == len(args[0]), f"{call.attribute} gives other rows than it takes"
             torch.testing.assert_close(got, whole[rows], rtol=1e-3, atol=1e-3, msg=lambda m, c=call: f"{c}: {m}")
+
+
+@torch.inference_mode()
+def test_divided_calls_say_the_same(method: str) -> None:
+    """Calls of three rows at most, the last one filled up, change nothing but rounding."""
+    recognizer = shared(method)
+    for point in points_of(recognizer):
+        clips = clips_for(recognizer, point.settings)
+        whole, told = infer(recognizer, clips, point.settings)
+        with engaged(recognizer, context={}) as forms:
+            with forms.learning():
+                infer(recognizer, clips, point.settings)
+            table = RowTable({1: 1.0, 2: 1.1, 3: 1.2}, exact=True)
+            forms.ways = {kind: replace(way, rows=table) for kind, way in forms.ways.items()}
+            logits, trace = infer(recognizer, clips, point.settings)
+        torch.testing.assert_close(logits, whole, rtol=1e-3, atol=1e-3)
+        assert {key: counts.tolist() for key, counts in trace.counts.items()} == {
+            key: counts.tolist() for key, counts in told.counts.items()
+        }
+
+
+@torch.inference_mode()
+def test_components_can_be_compiled_whole(method: str) -> None:
+    """Whatever is worth a form is one graph to torch, in which nothing depends on values."""
+    if method not in method_cards() or method_card(method).variant_of is not None:
+        pytest.skip("its class is asked as another method")
+    recognizer = shared(method)
+    watched = Watched(recognizer)
+    recognizer.forms = watched
+    try:
+        infer(recognizer, clips_for(recognizer))
+    finally:
+        recognizer.forms = {}
+    with torch._dynamo.config.patch(allow_rnn=True):
+        for call, args in {call.attribute: (call, args) for call, args in watched.seen}.values():
+            function = watched.parts[call.attribute].function
+            compiled = torch.compile(function, backend="eager", fullgraph=True)(
+                recognizer, *args, **dict(call.keywords)
+            )
+            for got, expected in zip(tree_leaves(compiled), tree_leaves(watched.again(call, args)), strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+    torch.compiler.reset()
 
 
 @torch.inference_mode()
