@@ -351,7 +351,7 @@ class UniAdaFocus(GlanceAndFocus):
         """The glance, then the policies, then the boxes up to those of exit `last`."""
         done, end = (max(0, self.exit_frames[k] - self.glance_frames) if k >= 0 else 0 for k in (first - 1, last))
         if state.glance is None and state.plan is None:
-            state = state._replace(glance=self._look_around(state.clips["glance"].all(), exits_here=not last))
+            state = state._replace(glance=self._look_around(state.clips["glance"].all(), exits_here=not end))
         if not end:
             assert state.glance is not None
             return state, self.conclude_glance(state.glance[2], step=self.glance_frames - 1)

@@ -248,6 +248,16 @@ def test_training_parts_are_counted_apart() -> None:
     assert heads == {True: 7, False: 1}
 
 
+def test_training_parts_without_exits() -> None:
+    """No exit runs the last glance step's head, so it is counted with the others."""
+    model = build(classifier_hidden=32, classifier_shared=False, exit_every=0)
+    trace = Trace(4, training_parts=True)
+    with torch.inference_mode():
+        model.infer(clip(model), trace=trace)
+    (rows,) = (n for key, n in trace.counts.items() if key[:2] == ("head", "glance"))
+    assert rows.tolist() == [8] * 4
+
+
 def test_official_tensor_input() -> None:
     """mmaction2's tools hand over one tensor of candidates."""
     model = build()
