@@ -422,7 +422,7 @@ class AdaFocusV1(GlanceAndFocus):
     @component("focus", variant=lambda model: model.networks.focus, side=lambda model: model.patch_size)
     def look(self, x_N3HW: Tensor, actions_N2: Tensor) -> Tensor:
         """Vectors (N, D) of the patches at these places, on whole pixels."""
-        return self.focus(hard_crop(self.normalise(x_N3HW), actions_N2, self.patch_size))
+        return self.focus(self.normalise(hard_crop(x_N3HW, actions_N2, self.patch_size)))
 
     @component("classifier", steps=True)
     def remember(self, features_BTD: Tensor, state_BH: Tensor | None) -> Tensor:

@@ -288,10 +288,11 @@ class AdaFocusV1TSM(GlanceAndFocus):
     @component("focus", variant=lambda model: model.focus.name, side=lambda model: model.patch_size, steps=True)
     def look(self, clip_BS3HW: Tensor, places_B2: Tensor | None) -> Tensor:
         """The focus network's half of the sum (B, C), on one patch of all frames; on whole frames without places."""
-        x_N3HW = self.normalise(clip_BS3HW.flatten(0, 1))
+        x_N3HW = clip_BS3HW.flatten(0, 1)
         if places_B2 is not None:
             x_N3HW = hard_crop(x_N3HW, places_B2.repeat_interleave(clip_BS3HW.shape[1], 0), self.patch_size)
-        return self.focus.logits(self.focus.vectors(self.focus.maps(x_N3HW, self.focus_frames)), self.focus_frames)
+        maps = self.focus.maps(self.normalise(x_N3HW), self.focus_frames)
+        return self.focus.logits(self.focus.vectors(maps), self.focus_frames)
 
 
 def _phase(stage: Stage | None) -> str:

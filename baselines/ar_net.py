@@ -298,22 +298,25 @@ class ARNet(EfficientRecognizer):
             noise_BTK = gumbel_noise(noise_BTK, generator)
         actions_BT, hidden_BTH = self.decide(features_BTD, noise_BTK)
         chosen_BT = actions_BT.cpu().numpy()
-        total = hidden_BTH.new_zeros(len(clip), self.num_classes)
-        for path in range(self.own + 1):
-            videos, steps = np.nonzero(chosen_BT == path)
-            if len(videos):
-                rows, at = torch.from_numpy(videos).to(clip.device), torch.from_numpy(steps).to(clip.device)
-                if path == self.own:
-                    logits = self.classify_own(hidden_BTH[rows, at], videos=videos)
-                else:
-                    logits = self.run_path(everything[rows, at], path=path, videos=videos)
-                total.index_add_(0, rows, logits.to(total.dtype))
         seen_BT = (chosen_BT >= 0) & (chosen_BT <= self.own)
         if self.trace is not None:
             self.trace.note_decisions("action", chosen_BT)
             self.trace.frames_seen, self.trace.frames_used = seen_BT, seen_BT.sum(1)
-        used = torch.from_numpy(seen_BT.sum(1)).to(total.device)
-        return total / used.clamp_min(1).unsqueeze(1)
+        groups = [np.flatnonzero(chosen_BT == path) for path in range(self.own + 1)]
+        places = torch.from_numpy(np.concatenate(groups)).to(clip.device)  # at once: each copy waits for the device
+        x_N3HW, hidden_NH = everything.flatten(0, 1), hidden_BTH.flatten(0, 1)
+        total = hidden_BTH.new_zeros(len(clip), self.num_classes)
+        for path, (group, rows) in enumerate(zip(groups, places.split([len(g) for g in groups]), strict=True)):
+            if not len(group):
+                continue
+            videos = group // clip.steps
+            if path == self.own:
+                logits = self.classify_own(hidden_NH[rows], videos=videos)
+            else:
+                logits = self.run_path(x_N3HW[rows], path=path, videos=videos)
+            total.index_add_(0, rows // clip.steps, logits.to(total.dtype))
+        used = ((actions_BT >= 0) & (actions_BT <= self.own)).sum(1, keepdim=True)
+        return total / used.clamp_min(1)
 
     @component("policy", variant=lambda model: model.policy_name, side=lambda model: model.policy_side)
     def preview(self, x_N3HW: Tensor) -> Tensor:
