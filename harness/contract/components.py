@@ -74,13 +74,13 @@ class Component:
     def told(self, model: Model, first: Tensor, keywords: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int]:
         """Variant, input shape of one row and number of rows, as a trace has them, of a call on `first`."""
         steps = self._steps if isinstance(self._steps, bool) else self._steps(model)
-        shape, rows = tuple(first.shape[1:]), len(first)
+        rows, *shape = first.shape
         if steps:
             shape, rows = shape[1:], rows * shape[0]
         if self._side is not None:
             side = self._side(model, **keywords)
-            shape = (*shape[:-2], side, side)
-        return self._variant if isinstance(self._variant, str) else self._variant(model, **keywords), shape, rows
+            shape[-2:] = side, side
+        return self._variant if isinstance(self._variant, str) else self._variant(model, **keywords), tuple(shape), rows
 
 
 class Bound:

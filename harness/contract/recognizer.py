@@ -295,7 +295,7 @@ class EfficientRecognizer(BaseRecognizer):
         """
         if frames.dtype != torch.uint8:
             return frames
-        return (frames.to(self.std.dtype) - self.mean) / self.std
+        return frames.to(self.std.dtype).sub_(self.mean).div_(self.std)
 
     def labels(self, data_samples: Sequence[Any]) -> Tensor:
         """Class index per video (B,), the first where there are several."""

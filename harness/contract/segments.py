@@ -93,7 +93,7 @@ def keep(state: Any, rows: np.ndarray, on_device: Tensor) -> Any:
     """The state of the videos at the places `rows`, the same on the device."""
 
     def kept(value: Any) -> Any:
-        return value.keep(rows) if isinstance(value, Frames) else value[on_device]
+        return value.keep(rows, on_device) if isinstance(value, Frames) else value[on_device]
 
     return _mapped(kept, [state])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -36,6 +37,13 @@ def test_memory_and_source_agree() -> None:
         assert torch.equal(rest.at([2, 0]), x[[3, 1]][:, [2, 0]])
         assert torch.equal(rest.at(own), torch.stack((x[3, [0, 2]], x[1, [1, 1]])))
         assert torch.equal(rest.keep(np.array([1])).at([0]), x[1:2, :1])
+
+
+@pytest.mark.parametrize("step", [-1, 3])
+def test_a_frame_that_is_not_there_is_refused(step: int) -> None:
+    """And is not another video's."""
+    with pytest.raises(IndexError):
+        Frames(clips()).at([step])
 
 
 def test_only_what_is_asked_for_is_fetched() -> None:
