@@ -47,13 +47,12 @@ def should_exit(logits_BC: Tensor, threshold: float, score: str = "softmax") -> 
     return exit_scores(logits_BC, score) >= threshold
 
 
-def staying(logits_BC: Tensor, threshold: float, score: str = "softmax") -> tuple[np.ndarray, Tensor]:
-    """Rows of the videos that do not leave here, ascending: on the host, and the same on the logits' device.
+def staying(logits_BC: Tensor, threshold: float, score: str = "softmax") -> np.ndarray:
+    """Rows of the videos that do not leave here, ascending, on the host.
 
     The decision is fetched once, so an exit makes the host wait for the device a single time.
     """
-    rows = np.flatnonzero(~should_exit(logits_BC, threshold, score).cpu().numpy())
-    return rows, torch.from_numpy(rows).to(logits_BC.device)
+    return np.flatnonzero(~should_exit(logits_BC, threshold, score).cpu().numpy())
 
 
 def point_thresholds(point: Mapping[str, Any], exits: int) -> list[float] | None:

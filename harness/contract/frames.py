@@ -70,8 +70,11 @@ class Frames:
 
     def at(self, steps: Sequence[int] | Tensor) -> Tensor:
         """Frames (B, n, 3, H, W) at `steps` (n,) of every video, or (B, n) each video's own."""
-        if isinstance(self.source, Tensor):  # frame by frame: much faster than an index over two axes
+        if isinstance(self.source, Tensor):
             step = torch.as_tensor(steps, device=self.device)
+            if self._whole and step.ndim == 1:
+                return self.source.index_select(1, step)
+            # frame by frame: much faster than an index over two axes
             row = self._on_device()[:, None] * self.steps + step
             row = row.masked_fill((step < 0) | (step >= self.steps), -1)  # refused, and not another video's frame
             return self.source.flatten(0, 1).index_select(0, row.flatten()).unflatten(0, row.shape)

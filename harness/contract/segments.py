@@ -55,23 +55,25 @@ def until_sure(
     """Logits (B, C): segment by segment; videos that are sure leave, and the batch shrinks."""
     state, first = recognizer.begin(clips, generator), 0
     there, exits = np.arange(trace.videos), np.zeros(trace.videos, dtype=np.int64)
-    rows, result = torch.arange(0), torch.empty(0)
-    plan = stops(thresholds)
+    plan, result = stops(thresholds), torch.empty(0)
+    rows: Tensor | None = None  # places of those still there, on the device, once somebody has left
     for stop in plan:
         trace.there = None if len(there) == trace.videos else there
         state, logits = recognizer.segment(state, first, stop)
         exits[there] = stop
-        if len(there) == trace.videos:
-            result, rows = logits.clone(), torch.arange(trace.videos, device=logits.device)
+        if rows is None:
+            result = logits.clone()
         else:
             result.index_copy_(0, rows, logits.to(result.dtype))
         if stop == plan[-1]:
             break
-        stays, on_device = staying(logits, thresholds[stop], recognizer.exit_score)
+        stays = staying(logits, thresholds[stop], recognizer.exit_score)
         if not len(stays):
             break
         if len(stays) < len(there):
-            there, rows, state = there[stays], rows[on_device], keep(state, stays, on_device)
+            on_device = torch.from_numpy(stays).to(logits.device)
+            rows = on_device if rows is None else rows[on_device]
+            there, state = there[stays], keep(state, stays, on_device)
         first = stop + 1
     trace.exit_step = exits
     return result
