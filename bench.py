@@ -292,13 +292,19 @@ def gate(
     methods: Annotated[
         str | None, typer.Option("--methods", "-m", help="Comma-separated names; all when left out.")
     ] = None,
+    glue: Annotated[
+        bool, typer.Option("--glue", help="At real size: a method's forward against its own components.")
+    ] = False,
+    device: Annotated[str | None, typer.Option("--device", help="With --glue: cpu, cuda or auto.")] = None,
     store: Annotated[bool, typer.Option("--store", help="Store this machine's latencies as its baseline.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Fail when a method's latency got worse: significantly, and by more than 10 %."""
+    """Fail when a method's latency got worse: significantly, and by more than 10 %; or when it has too much glue."""
     from harness.commands import gate as command
 
-    raise typer.Exit(command.gate(against, methods, store=store, as_json=as_json))
+    raise typer.Exit(
+        command.gate(against, methods, glue=glue, device=device, store=store, as_json=as_json)
+    )
 
 
 @app.command()

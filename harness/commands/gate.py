@@ -1,4 +1,4 @@
-"""`bench.py gate`: latencies against a revision, or against this machine's stored baseline."""
+"""`bench.py gate`: latencies against a revision, this machine's stored baseline, or a method's own components."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from harness.commands.arguments import method_names
+from harness.commands.arguments import method_names, resolve_device
+from harness.contract.registry import method_cards
 from harness.errors import FAILED, OK, BenchError, UsageError
 from harness.measure.gate import ROOT, line
 from harness.measure.gate import against as interleaved
+from harness.measure.machine import machine_lock
 
 
-def gate(against: str | None, methods: str | None, *, store: bool, as_json: bool) -> int:
-    """Timings against a revision, or against this machine's stored baseline."""
+def gate(
+    against: str | None, methods: str | None, *, glue: bool, device: str | None, store: bool, as_json: bool
+) -> int:
+    """Timings against a revision, this machine's stored baseline, or the methods' own components."""
     names = method_names(methods)
+    if device is not None and not glue:
+        raise UsageError("--device goes with --glue; revisions and baselines are timed on the CPU")
+    if glue:
+        if store or against is not None:
+            raise UsageError("--glue compares methods with their own components: leave out --against and --store")
+        return _gate_glue(names, device or "auto", as_json=as_json)
     if as_json and against is None:
         raise UsageError("--json goes with --against; the stored baseline is pytest's own report")
     if against is None:
@@ -31,6 +41,24 @@ def gate(against: str | None, methods: str | None, *, store: bool, as_json: bool
         print(line(result))
     timed = [r.verdict for r in results if r.verdict is not None]
     return OK if timed and not any(v.broken for v in timed) else FAILED
+
+
+def _gate_glue(names: Sequence[str], device: str, *, as_json: bool) -> int:
+    from harness.measure import glue  # imports torch, which the other gates do without
+
+    def report(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    found = []
+    with machine_lock(ROOT, on_wait=report):
+        for case, one in glue.gated(names or sorted(method_cards()), device=resolve_device(device), report=report):
+            found.append({"case": case, **asdict(one)})
+            if not as_json:
+                word = "BROKEN" if one.verdict.broken else "ok"
+                print(f"{case}: {word}, at most x{one.limit:.2f}, {glue.line(one)}", flush=True)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    return FAILED if any(case["verdict"]["broken"] for case in found) else OK
 
 
 def _gate_stored(names: Sequence[str], store: bool) -> int:

@@ -23,11 +23,9 @@ def profile(
     sets: list[str] | None,
     as_json: bool,
 ) -> int:
-    """Time per component on synthetic clips."""
+    """Time per component on synthetic clips, and what lies between them."""
     recognizer = built(method, size, resolution, 10, plain_settings("profile", sets))
-    clips = {
-        name: clip.expand(batch, *clip.shape[1:]).contiguous() for name, clip in synthetic_clips(recognizer).items()
-    }
+    clips = synthetic_clips(recognizer, videos=batch)
     found = profiling.profile(recognizer, clips, {}, out / f"{method}.trace.json", device=resolve_device(device))
     print(json.dumps(plain(found), indent=1) if as_json else profiling.table(found))
     return OK

@@ -78,7 +78,7 @@ class Output:
     """(B,); None for a method without exits."""
 
 
-class _Unrecorded(Trace):
+class Unrecorded(Trace):
     """A trace that counts nothing: the harness's bookkeeping is not the method's work."""
 
     def work(self, *args: Any, **kwargs: Any) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
@@ -299,6 +299,12 @@ def to_device(clips: Clips, device: torch.device) -> dict[str, Tensor]:
     return moved
 
 
+def wait(device: torch.device) -> None:
+    """Until the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _loaded_forward(
     datasets: Sequence[ClipDataset], index: int, forward: Forward, device: torch.device
 ) -> dict[str, float]:
@@ -351,14 +357,14 @@ def _time(
     samples.warmup = len(traces) + _warm_up(forward, batches, device, warmup)
     before = 0 if forms is None else forms.unprepared
     timed = _timed_cuda if device.type == "cuda" else _timed_host
-    with _no_garbage_collection():
+    with no_garbage_collection():
         others = OthersMeter()
         while len(samples.wall_s) < min_iterations or sum(samples.wall_s) < min_seconds:
             for number, batch in enumerate(batches):
                 began = time.perf_counter()
                 clips = to_device(batch, device)
                 samples.transfer_s.append(time.perf_counter() - began if device.type == "cuda" else 0.0)
-                trace = (Trace if drawn else _Unrecorded)(_videos(clips))
+                trace = (Trace if drawn else Unrecorded)(_videos(clips))
                 logits = timed(forward, clips, trace, device, samples)
                 samples.traces.append(trace if drawn else traces[number])
                 samples.outputs[number] = Output(logits.clone(), trace.exit_step)  # a CUDA graph writes there again
@@ -445,12 +451,12 @@ def _working_conditions(forward: Forward, batch: Clips, device: torch.device) ->
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(device_conditions, device)
         while device.type == "cuda" and not found.done():
-            forward(clips, _Unrecorded(_videos(clips)))
+            forward(clips, Unrecorded(_videos(clips)))
         return found.result()
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """As timeit: a collection would fall on some forwards only."""
     gc.collect()
     was = gc.isenabled()
@@ -474,10 +480,10 @@ def _peak_of(
 ) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        forward(to_device(batch, device), _Unrecorded(_videos(batch)))
+        forward(to_device(batch, device), Unrecorded(_videos(batch)))
         return int(torch.cuda.max_memory_allocated(device))
     resident = [*recognizer.parameters(), *recognizer.buffers(), *batch.values()]
-    peak = _peak_host_allocation(lambda: forward(batch, _Unrecorded(_videos(batch))))
+    peak = _peak_host_allocation(lambda: forward(batch, Unrecorded(_videos(batch))))
     return sum(t.numel() * t.element_size() for t in resident) + peak
 
 

@@ -66,15 +66,14 @@ def method_table(
     }
 
 
-def synthetic_clips(recognizer: Any, point: Mapping[str, Any] = EMPTY) -> dict[str, torch.Tensor]:
-    """One video of noise for every clip request, uint8 (1, T, 3, H, W); the same at every call."""
+def synthetic_clips(recognizer: Any, point: Mapping[str, Any] = EMPTY, *, videos: int = 1) -> dict[str, torch.Tensor]:
+    """A video of noise, `videos` times, for every clip request, uint8 (B, T, 3, H, W); the same at every call."""
     generator = torch.Generator().manual_seed(0)
     clips = {}
     for request in recognizer.clip_requests(point):
         side = request.resolution or recognizer.resolution
-        clips[request.name] = torch.randint(
-            0, 256, (1, request.frames, 3, side, side), dtype=torch.uint8, generator=generator
-        )
+        video = torch.randint(0, 256, (1, request.frames, 3, side, side), dtype=torch.uint8, generator=generator)
+        clips[request.name] = video.repeat(videos, 1, 1, 1, 1)
     return clips
 
 

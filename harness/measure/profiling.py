@@ -23,7 +23,8 @@ from harness.contract.declarations import EMPTY
 from harness.contract.recognizer import Clips, EfficientRecognizer
 from harness.contract.trace import EventKey, Trace
 from harness.errors import BenchError
-from harness.measure.latency import to_device
+from harness.measure.glue import Glue, glue, line
+from harness.measure.latency import to_device, wait
 
 OUTSIDE = "(outside)"
 WARMUP = 3
@@ -56,6 +57,8 @@ class Profile:
     """Mean seconds of a forward with timed events."""
     undisturbed_s: float
     """Mean seconds of a forward without."""
+    glue: Glue
+    """The forward beside its components alone."""
     trace_file: Path
     """For chrome://tracing or ui.perfetto.dev."""
 
@@ -118,13 +121,8 @@ def profile(
     traces = [Trace(videos, observe=clock) for _ in range(repeats)]
     timed = float(np.mean([forward(trace) for trace in traces]))
     path = _chrome_trace(lambda: forward(Trace(videos, observe=_Clock(target))), target, Path(out))
-    return Profile(_components(clock, traces, timed), timed, undisturbed, path)
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    found = glue(recognizer, clips, point_settings, device=target)
+    return Profile(_components(clock, traces, timed), timed, undisturbed, found, path)
 
 
 def table(found: Profile) -> str:
@@ -137,7 +135,8 @@ def table(found: Profile) -> str:
     ]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, f"undisturbed forward: {1e3 * found.undisturbed_s:.3f} ms; trace: {found.trace_file}"])
+    lines += [f"undisturbed forward: {1e3 * found.undisturbed_s:.3f} ms; trace: {found.trace_file}", line(found.glue)]
+    return "\n".join(lines)
 
 
 def _components(clock: _Clock, traces: Sequence[Trace], forward_s: float) -> tuple[ComponentTime, ...]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.contract.components import component
 from harness.contract.declarations import EMPTY
 from harness.contract.recognizer import EfficientRecognizer
 from harness.errors import BenchError
@@ -20,14 +21,18 @@ class TwoParts(EfficientRecognizer):
         super().__init__(2, resolution=4, data_preprocessor={"type": "BaseDataPreprocessor"})
         self.large, self.small = nn.Linear(48, 2000), nn.Linear(48, 2)
 
-    def infer(self, clips, point=EMPTY, *, trace, generator=None):
-        frames = self.normalise(clips["frames"]).flatten(2)
-        with trace.work("large", "", (48,), len(frames) * frames.shape[1]):
-            self.large(frames)
-        for step in range(int(point.get("steps", 1))):
-            with trace.work("small", "step", (48,), len(frames)):
-                logits = self.small(frames[:, step])
-        return logits
+    def classify(self, clips, point=EMPTY, generator=None):
+        frames = self.normalise(clips["frames"].all()).flatten(2)
+        self.look(frames)
+        return sum(self.conclude(frames[:, step]) for step in range(int(point.get("steps", 1))))
+
+    @component("large", steps=True)
+    def look(self, x_BTD):
+        return self.large(x_BTD)
+
+    @component("small", variant="step")
+    def conclude(self, x_BD):
+        return self.small(x_BD)
 
 
 def clips():
@@ -43,6 +48,7 @@ def test_components_and_trace(tmp_path):
     assert (parts["small"].calls, parts["small"].rows, parts["small"].variant) == (2, 6, "step")
     assert sum(c.seconds for c in found.components) == pytest.approx(found.forward_s)
     assert sum(c.share for c in found.components) == pytest.approx(1)
+    assert (found.glue.batch, found.glue.calls) == (3, 3)
     events = {e.get("name") for e in json.loads(found.trace_file.read_text())["traceEvents"]}
     assert {"large||48", "small|step|48", "aten::linear"} <= events
 
@@ -53,8 +59,9 @@ def test_compressed_trace_and_table(tmp_path):
         assert json.load(file)["traceEvents"]
     lines = table(found).splitlines()
     assert lines[0].split() == ["component", "variant", "shape", "calls", "rows", "ms", "share"]
-    assert len(lines) == 5
-    assert str(found.trace_file) in lines[-1]
+    assert len(lines) == 6
+    assert str(found.trace_file) in lines[-2]
+    assert "glue" in lines[-1]
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path):
