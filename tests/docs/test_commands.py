@@ -1,7 +1,7 @@
 """Every command in a `sh` block of a Markdown file is run, in a folder with the files that the pages speak of.
 
 `bench.py` and `pytest` run as a reader would run them, on less data: `run` gets few videos, one epoch, no
-pre-training and no timing. Trainings of hours (LONG) are planned only, with `--dry-run`; two commands that take minutes
+pre-training and no timing. Trainings of hours (LONG) are planned only, with `--dry-run`; commands that take minutes
 run with `--slow`. What sets up an environment
 (uv, tox, pre-commit) is not run here: its groups, environments and files must exist.
 """
@@ -34,7 +34,7 @@ LESS = [
 ]
 LONG = ("quick", "ablation", "standard", "adafocus-v1", "uni-adafocus", "adafocus-v2-tsm", "ar-net", "tsm-plus")
 """Words of `run` commands that train for longer than a test may: suites, and methods with long recipes."""
-MINUTES = ("uv run bench.py gflops --paper", "uv run bench.py gate --against")
+MINUTES = ("uv run bench.py gflops --paper", "uv run bench.py gate --against", "uv run bench.py gate --glue")
 """Commands that take minutes whatever the data: only with --slow."""
 SETUP = ("python3 -m pip install uv", "uv sync", "uvx")
 
@@ -50,6 +50,13 @@ def commands() -> Iterator[tuple[str, str]]:
 
 FOUND = {command: page for page, command in commands()}
 RUN = [command for command in FOUND if not command.startswith(SETUP)]
+
+
+def guide() -> dict[str, str]:
+    """The methods of the guide, whole files, by module."""
+    text = (ROOT / "docs" / "extend" / "method.md").read_text(encoding="utf-8")
+    my_method, my_exits = re.findall(r'^```python\n(""".*?)^```', text, flags=re.S | re.M)
+    return {"my_method": my_method, "my_exits": my_exits}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +92,11 @@ def test_command(folder: Path, command: str) -> None:
     else:
         done = _python(folder, words[1:], cwd=ROOT)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+
+
+def test_exits_take_few_lines() -> None:
+    lines = len(guide()["my_exits"].splitlines())
+    assert lines < 60 and f"in {lines} lines" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_some_commands_are_really_run() -> None:
@@ -170,11 +182,11 @@ def _videos(folder: Path) -> None:
 
 
 def _guide(folder: Path) -> None:
-    """The file of the guide, as a package that an entry point names."""
-    (source, *_) = re.findall(r"```python\n(\"\"\"MyMethod.*?)```", (ROOT / "docs/extend/method.md").read_text(), re.S)
+    """The files of the guide, as a package that an entry point names."""
     (folder / "guide").mkdir(parents=True)
     (folder / "guide" / "__init__.py").touch()
-    (folder / "guide" / "my_method.py").write_text(source)
+    for name, source in guide().items():
+        (folder / "guide" / f"{name}.py").write_text(source)
     info = folder / "guide-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: guide\nVersion: 1.0\n")
