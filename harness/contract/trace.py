@@ -49,8 +49,8 @@ class Trace:
     Whether a meter or another tool watches is none of a method's business: `meter` and `observe` are no attributes.
 
     Args:
-        meter: Counts what runs inside events.
-        observe: Entered around every event's work, for tools that watch it.
+        meter: Counts what runs inside components.
+        observe: Entered around every component's call, for tools that watch it.
     """
 
     videos: int
@@ -65,7 +65,7 @@ class Trace:
     counts: dict[EventKey, np.ndarray] = field(default_factory=dict)
     """Rows of each kind of work per video, float64 (videos,)."""
     macs: dict[EventKey, list[tuple[float, float]]] = field(default_factory=dict)
-    """With a meter: (MACs, rows) of every event."""
+    """With a meter: (MACs, rows) of every call."""
     frames_used: np.ndarray | None = None
     """Frames a video's prediction rests on, (videos,); full count where never set."""
     frames_seen: np.ndarray | None = None

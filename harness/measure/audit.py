@@ -63,7 +63,7 @@ class Audited:
     """(B, C) float32, on the host."""
     trace: Trace
     macs: float
-    """All that ran, inside events or not (nothing may run outside)."""
+    """All that ran, inside components or not (nothing may run outside)."""
     products: Mapping[tuple[str, Shapes], float] = field(repr=False)
     """What was counted, see `harness.measure.counter.product`."""
     declared: frozenset[str]
@@ -85,8 +85,8 @@ def audited(
     """Run `infer` on one batch, all of it inside the audit; the recognizer is in eval mode, clips on its device.
 
     Raises:
-        BenchError: Work ran outside events, in another thread or process, through numpy, through an operator without
-            a formula; or the trace does not tell of all that ran.
+        BenchError: Work ran outside components, in another thread or process, through numpy, through an operator
+            without a formula; or the trace does not tell of all that ran.
     """
     name, videos = type(recognizer).__name__, len(next(iter(clips.values())))
     audit = _Audit(recognizer, videos, observe)

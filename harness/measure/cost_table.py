@@ -118,7 +118,7 @@ def metered(
 ) -> tuple[Trace, float]:
     """Run `infer` on one batch under the audit: the trace with its measurements, and all MACs that ran.
 
-    `observe` is entered around every event's work, see `Trace`.
+    `observe` is entered around every component's call, see `Trace`.
 
     Raises:
         BenchError: see `harness.measure.audit.audited`.
@@ -191,6 +191,6 @@ def _add_constant(macs: dict[EventKey, float], key: EventKey, value: float) -> N
     known = macs.setdefault(key, value)
     if abs(known - value) > CONSTANT * max(abs(known), abs(value)):
         raise BenchError(
-            f"a row of {key.label()} cost {known:.8g} MACs once and {value:.8g} another time; name in the event's "
+            f"a row of {key.label()} cost {known:.8g} MACs once and {value:.8g} another time; name in the component's "
             "variant or shape what its cost depends on, or count its rows"
         )

@@ -1,7 +1,7 @@
 """Where the time of a forward goes: seconds per component of a method, and a torch.profiler trace.
 
 The components are the method's own; what runs outside them is shown as `(outside)`.
-Timing an event waits for the device on both sides, so the sum is above an undisturbed forward: use it
+Timing a call waits for the device on both sides, so the sum is above an undisturbed forward: use it
 for shares, and `harness.measure.latency` for latency.
 """
 
@@ -38,7 +38,7 @@ class ComponentTime:
     variant: str
     shape: tuple[int, ...]
     calls: float
-    """Events per forward."""
+    """Per forward."""
     rows: float
     """Rows executed per forward."""
     seconds: float
@@ -52,9 +52,9 @@ class Profile:
     """What `profile` found."""
 
     components: tuple[ComponentTime, ...]
-    """Longest first; at the end what ran outside every event."""
+    """Longest first; at the end what ran outside."""
     forward_s: float
-    """Mean seconds of a forward with timed events."""
+    """Mean seconds of a forward with timed calls."""
     undisturbed_s: float
     """Mean seconds of a forward without."""
     glue: Glue
@@ -65,7 +65,7 @@ class Profile:
 
 @dataclass
 class _Clock:
-    """Seconds of the events that it observes."""
+    """Seconds of the calls that it observes."""
 
     device: torch.device
     seconds: dict[EventKey, float] = field(default_factory=dict)
@@ -126,7 +126,7 @@ def profile(
 
 
 def table(found: Profile) -> str:
-    """The profile as aligned text, with what runs outside events last."""
+    """The profile as aligned text, with what runs outside components last, and the glue."""
     rows = [("component", "variant", "shape", "calls", "rows", "ms", "share")]
     rows += [
         (c.component, c.variant, "x".join(map(str, c.shape)), f"{c.calls:g}", f"{c.rows:g}", f"{1e3 * c.seconds:.3f}",
@@ -152,7 +152,7 @@ def _components(clock: _Clock, traces: Sequence[Trace], forward_s: float) -> tup
 
 
 def _chrome_trace(forward: Callable[[], object], device: torch.device, path: Path) -> Path:
-    """One forward under torch.profiler, with every event labelled, written to `path`."""
+    """One forward under torch.profiler, with every call labelled, written to `path`."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it writes to stderr that there is no GPU
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     try:

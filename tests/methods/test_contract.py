@@ -307,7 +307,7 @@ def test_videos_do_not_influence_each_other(method: str) -> None:
 
 
 def test_trace_tells_of_all_work(method: str) -> None:
-    """All multiply-accumulates run inside events, and each kind of work costs a constant per row."""
+    """All multiply-accumulates run inside components, and each kind of work costs a constant per row."""
     recognizer = shared(method)
     runs = [metered(recognizer, clips_for(recognizer, p.settings), p.settings) for p in points_of(recognizer)]
     for trace, total in runs:
