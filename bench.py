@@ -25,6 +25,7 @@ from harness.commands.options import (
     Checkpoint,
     DataRoot,
     Device,
+    Engine,
     Json,
     Parts,
     Place,
@@ -38,8 +39,10 @@ from harness.commands.options import (
     WorkDir,
     new_file,
     new_folder,
+    one_of,
 )
 from harness.commands.terminal import DEBUG, guarded
+from harness.contract.declarations import ENGINES
 from harness.contract.groups import MOST, grouped
 
 app = typer.Typer(
@@ -296,6 +299,9 @@ def gate(
         bool, typer.Option("--glue", help="At real size: a method's forward against its own components.")
     ] = False,
     device: Annotated[str | None, typer.Option("--device", help="With --glue: cpu, cuda or auto.")] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", callback=one_of("engine", ENGINES), help="With --glue: as in latency.")
+    ] = None,
     store: Annotated[bool, typer.Option("--store", help="Store this machine's latencies as its baseline.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -303,7 +309,7 @@ def gate(
     from harness.commands import gate as command
 
     raise typer.Exit(
-        command.gate(against, methods, glue=glue, device=device, store=store, as_json=as_json)
+        command.gate(against, methods, glue=glue, device=device, engine=engine, store=store, as_json=as_json)
     )
 
 
@@ -324,6 +330,7 @@ def profile(
     resolution: Resolution = 64,
     batch: Annotated[int, typer.Option("--batch", min=1, max=1024, help="Videos per forward.")] = 1,
     device: Device = "auto",
+    engine: Engine = "eager",
     out: Annotated[
         Path, typer.Option("--out", callback=new_folder, help="Where the torch.profiler trace goes.")
     ] = Path("profile"),
@@ -335,7 +342,15 @@ def profile(
 
     raise typer.Exit(
         command.profile(
-            method, size=size, resolution=resolution, batch=batch, device=device, out=out, sets=sets, as_json=as_json
+            method,
+            size=size,
+            resolution=resolution,
+            batch=batch,
+            device=device,
+            engine=engine,
+            out=out,
+            sets=sets,
+            as_json=as_json,
         )
     )
 

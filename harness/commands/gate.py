@@ -17,16 +17,23 @@ from harness.measure.machine import machine_lock
 
 
 def gate(
-    against: str | None, methods: str | None, *, glue: bool, device: str | None, store: bool, as_json: bool
+    against: str | None,
+    methods: str | None,
+    *,
+    glue: bool,
+    device: str | None,
+    engine: str | None,
+    store: bool,
+    as_json: bool,
 ) -> int:
     """Timings against a revision, this machine's stored baseline, or the methods' own components."""
     names = method_names(methods)
-    if device is not None and not glue:
-        raise UsageError("--device goes with --glue; revisions and baselines are timed on the CPU")
+    if not glue and (device is not None or engine is not None):
+        raise UsageError("--device and --engine go with --glue; revisions and baselines are timed eagerly on the CPU")
     if glue:
         if store or against is not None:
             raise UsageError("--glue compares methods with their own components: leave out --against and --store")
-        return _gate_glue(names, device or "auto", as_json=as_json)
+        return _gate_glue(names, device or "auto", engine or "eager", as_json=as_json)
     if as_json and against is None:
         raise UsageError("--json goes with --against; the stored baseline is pytest's own report")
     if against is None:
@@ -43,15 +50,15 @@ def gate(
     return OK if timed and not any(v.broken for v in timed) else FAILED
 
 
-def _gate_glue(names: Sequence[str], device: str, *, as_json: bool) -> int:
+def _gate_glue(names: Sequence[str], device: str, engine: str, *, as_json: bool) -> int:
     from harness.measure import glue  # imports torch, which the other gates do without
 
     def report(text: str) -> None:
         print(text, file=sys.stderr)
 
-    found = []
+    names, device, found = names or sorted(method_cards()), resolve_device(device), []
     with machine_lock(ROOT, on_wait=report):
-        for case, one in glue.gated(names or sorted(method_cards()), device=resolve_device(device), report=report):
+        for case, one in glue.gated(names, device=device, engine=engine, report=report):
             found.append({"case": case, **asdict(one)})
             if not as_json:
                 word = "BROKEN" if one.verdict.broken else "ok"

@@ -98,6 +98,9 @@ Device = Annotated[str, Option("--device", help="cpu, cuda or auto.")]
 Checkpoint = Annotated[Path, Option("--checkpoint", help="Artifact folder or model.safetensors in one.")]
 Size = Annotated[str, Option("--size", callback=one_of("size", SIZES), help="tiny or paper.")]
 Resolution = Annotated[int, Option("--resolution", **SIDES, help="Side of the frames in pixels.")]
+Engine = Annotated[
+    str, Option("--engine", callback=one_of("engine", ENGINES), help="How components run: eager, compiled or graphs.")
+]
 Json = Annotated[bool, Option("--json", help="Print JSON for scripts.")]
 Sets = Annotated[
     list[str] | None,
@@ -187,10 +190,7 @@ class TimingOptions:
     batch: Annotated[str, Option("--batch", help="Comma-separated batch sizes.")] = "1,16"
     mode: Annotated[str, Option("--mode", help="Comma-separated: batch.")] = "batch"
     dtype: Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.")] = "float32"
-    engine: Annotated[
-        str,
-        Option("--engine", callback=one_of("engine", ENGINES), help="How components run: eager, compiled or graphs."),
-    ] = "eager"
+    engine: Engine = "eager"
     memory_format: Annotated[str, Option("--memory-format", help="channels_last or contiguous.")] = "channels_last"
     threads: Annotated[int, Option("--threads", min=1, help="Torch threads.")] = 1
     point: Annotated[str | None, Option("--point", help="Only this operating point.")] = None

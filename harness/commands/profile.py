@@ -9,6 +9,7 @@ from harness.commands.arguments import plain_settings, resolve_device
 from harness.contract.values import plain
 from harness.errors import OK
 from harness.measure import profiling
+from harness.measure.latency import learn, prepared
 from harness.measure.parts import built, synthetic_clips
 
 
@@ -19,6 +20,7 @@ def profile(
     resolution: int,
     batch: int,
     device: str,
+    engine: str,
     out: Path,
     sets: list[str] | None,
     as_json: bool,
@@ -26,6 +28,8 @@ def profile(
     """Time per component on synthetic clips, and what lies between them."""
     recognizer = built(method, size, resolution, 10, plain_settings("profile", sets))
     clips = synthetic_clips(recognizer, videos=batch)
-    found = profiling.profile(recognizer, clips, {}, out / f"{method}.trace.json", device=resolve_device(device))
+    with prepared(recognizer, device=resolve_device(device), engine=engine) as target:
+        learn(recognizer, [clips], {})
+        found = profiling.profile(recognizer, clips, {}, out / f"{method}.trace.json", device=target)
     print(json.dumps(plain(found), indent=1) if as_json else profiling.table(found))
     return OK

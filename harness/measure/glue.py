@@ -25,7 +25,7 @@ from harness.contract.declarations import EMPTY
 from harness.contract.exits import NEVER
 from harness.contract.recognizer import Clips, EfficientRecognizer
 from harness.measure.gate import Verdict, decide
-from harness.measure.latency import Unrecorded, no_garbage_collection, prepared, to_device, wait
+from harness.measure.latency import Unrecorded, learn, no_garbage_collection, prepared, to_device, wait
 from harness.measure.parts import RESOLUTIONS, built, synthetic_clips
 
 LIMITS = {1: 1.10, 16: 1.05}
@@ -98,10 +98,11 @@ def gated(
     size: str = "paper",
     batches: Sequence[int] = tuple(LIMITS),
     device: str | torch.device = "cpu",
+    engine: str = "eager",
     report: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> Iterator[tuple[str, Glue]]:
-    """The glue of methods with random weights on noise: of their default points, then stopping at every exit.
+    """The glue of methods with random weights on noise, as latency is timed: of their default points, and of all exits.
 
     Yields:
         `adafocus-v2`, or `adafocus-v2:exits` where every exit is asked and nobody leaves; and what was found.
@@ -111,11 +112,12 @@ def gated(
         points = {name: dict(recognizer.operating_points()[0].settings)}
         if recognizer.exits:
             points[f"{name}:exits"] = {"thresholds": [NEVER / 2] * recognizer.exits}
-        with prepared(recognizer, device=device) as target:
+        with prepared(recognizer, device=device, engine=engine) as target:
             for case, point in points.items():
                 for batch in batches:
                     report(f"timing {case} at batch {batch}")
                     clips = synthetic_clips(recognizer, point, videos=batch)
+                    learn(recognizer, [clips], point)
                     yield case, glue(recognizer, clips, point, device=target, **options)
 
 

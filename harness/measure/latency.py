@@ -412,7 +412,7 @@ def _warm_up(forward: Forward, batches: Sequence[Clips], device: torch.device, l
     seconds = GPU_WARMUP_S if device.type == "cuda" else 0.0
     while done < least or time.perf_counter() - began < seconds:
         clips = to_device(batches[done % len(batches)], device)
-        forward(clips, _Unrecorded(_videos(clips)))
+        forward(clips, Unrecorded(_videos(clips)))
         done += 1
     return done
 

@@ -107,15 +107,16 @@ def test_the_gate_breaks_where_one_does(monkeypatch, capsys, clock):
     for found, status in (([little], OK), ([little, much], FAILED)):
         monkeypatch.setattr("harness.commands.gate.machine_lock", lambda *_, **__: nullcontext())
         monkeypatch.setattr(measured, "gated", lambda *_, found=found, **__: (("toy", one) for one in found))
-        assert gate_command(None, "tsn", glue=True, device=None, store=False, as_json=False) == status
+        assert gate_command(None, "tsn", glue=True, device=None, engine=None, store=False, as_json=False) == status
     assert "toy: BROKEN, at most x1.05" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"against": "HEAD", "glue": True}, "leave out --against"),
-    ({"against": "HEAD", "device": "cpu"}, "--device goes with --glue"),
+    ({"against": "HEAD", "device": "cpu"}, "--device and --engine go with --glue"),
+    ({"engine": "compiled"}, "--device and --engine go with --glue"),
 ])  # fmt: skip
 def test_options_that_do_not_go_together(options, words):
-    given = {"against": None, "methods": None, "glue": False, "device": None, "store": False, "as_json": False}
+    given = dict.fromkeys(("against", "methods", "device", "engine"))
     with pytest.raises(UsageError, match=words):
-        gate_command(**{**given, **options})
+        gate_command(**{**given, "glue": False, "store": False, "as_json": False, **options})
