@@ -21,14 +21,6 @@ from harness.layers.backbones import build_backbone
 from harness.layers.init import normal_linear
 
 
-def _backbone(model: FrameClassifier) -> str:
-    return model.backbone_name
-
-
-def _side(model: FrameClassifier) -> int:
-    return model.side
-
-
 class FrameClassifier(EfficientRecognizer):
     """A shared network, dropout and a linear layer on every frame.
 
@@ -90,12 +82,12 @@ class FrameClassifier(EfficientRecognizer):
             return self.clip_scores(clip_BT3HW)
         return self.frame_scores(clip_BT3HW.flatten(0, 1)).unflatten(0, clip_BT3HW.shape[:2])
 
-    @component("backbone", variant=_backbone, side=_side)
+    @component("backbone", variant=lambda model: model.backbone_name, side=lambda model: model.side)
     def frame_scores(self, x_N3HW: Tensor) -> Tensor:
         """Logits (N, C) of frames that do not know of each other."""
         return self.fc(self.dropout(self.backbone(self.seen(self.normalise(x_N3HW)))))
 
-    @component("backbone", variant=_backbone, side=_side, steps=True)
+    @component("backbone", variant=lambda model: model.backbone_name, side=lambda model: model.side, steps=True)
     def clip_scores(self, clip_BT3HW: Tensor) -> Tensor:
         """Logits (B, T, C) of the frames of clips."""
         x_N3HW = self.seen(self.normalise(clip_BT3HW.flatten(0, 1)))
