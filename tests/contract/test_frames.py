@@ -42,8 +42,10 @@ def test_memory_and_source_agree() -> None:
 @pytest.mark.parametrize("step", [-1, 3])
 def test_a_frame_that_is_not_there_is_refused(step: int) -> None:
     """And is not another video's."""
-    with pytest.raises((IndexError, RuntimeError), match="range"):
+    with pytest.raises((IndexError, RuntimeError), match="range|bounds"):
         Frames(clips()).at([step])
+    with pytest.raises((IndexError, RuntimeError), match="range|bounds"):
+        Frames(clips()).keep(np.array([0, 2])).at([step])
 
 
 def test_only_what_is_asked_for_is_fetched() -> None:
