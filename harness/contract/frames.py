@@ -34,6 +34,10 @@ class Source(Protocol):
         """Frames (B, n, 3, H, W) of the videos (B,) at the steps (B, n)."""
         ...
 
+    def leave(self, videos: np.ndarray) -> None:
+        """The videos (B,) are asked for no more."""
+        ...
+
 
 class Frames:
     """One clip request's frames of the videos that are still there.
@@ -79,6 +83,8 @@ class Frames:
             row = row.masked_fill((step < 0) | (step >= self.steps), -1)  # refused, and not another video's frame
             return self.source.flatten(0, 1).index_select(0, row.flatten()).unflatten(0, row.shape)
         own = np.asarray(steps.cpu() if isinstance(steps, Tensor) else steps)
+        if (own < 0).any() or (own >= self.steps).any():
+            raise IndexError(f"steps {own.min()} to {own.max()} of a clip of {self.steps} frames: out of range")
         return self.source.take(self.videos, np.broadcast_to(own, (len(self), own.shape[-1])))
 
     def keep(self, rows: np.ndarray, on_device: Tensor | None = None) -> Frames:
@@ -87,6 +93,11 @@ class Frames:
         if on_device is not None and isinstance(self.source, Tensor):
             kept._rows = self._on_device()[on_device]
         return kept
+
+    def leave(self, rows: np.ndarray) -> None:
+        """Of the videos at the places `rows` nothing more is asked: their files may close."""
+        if not isinstance(self.source, Tensor):
+            self.source.leave(self.videos[rows])
 
     @staticmethod
     def join(parts: Sequence[Frames]) -> Frames:
@@ -129,6 +140,10 @@ class _Joined:
                 for row, own in zip(rows, frames, strict=True):
                     found[row] = own
         return torch.stack(found)
+
+    def leave(self, videos: np.ndarray) -> None:
+        for number, part in enumerate(self.parts):
+            part.leave(self._place[videos[self._origin[videos] == number]])
 
 
 def as_frames(clips: Mapping[str, Tensor | Frames]) -> dict[str, Frames]:

@@ -71,6 +71,8 @@ def until_sure(
         if not len(stays):
             break
         if len(stays) < len(there):
+            for frames in clips.values():
+                frames.leave(np.delete(there, stays))
             on_device = torch.from_numpy(stays).to(logits.device)
             rows = on_device if rows is None else rows[on_device]
             there, state = there[stays], keep(state, stays, on_device)

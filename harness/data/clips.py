@@ -9,6 +9,7 @@ All randomness of a sample is keyed by (seed, epoch, index): order, workers and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -70,6 +71,9 @@ class ClipDataset(Dataset):
         cache_bytes: Memory of this process for decoded videos; a split is cached only if all of it is
             expected to fit (divided among the loader's workers). 0 turns caching off.
         repeats: Samples per video and epoch (`Stage.views_per_epoch`); sample i shows video i mod N.
+
+    Attributes:
+        tally: `frames` that this process decoded for it, wanted or not.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class ClipDataset(Dataset):
         self.train, self.seed, self.repeats = train, seed, repeats
         self.view, self.views = view, views
         self.cache_bytes = cache_bytes
+        self.tally: Counter[str] = Counter()
         self._cached: bool | None = None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -128,6 +133,19 @@ class ClipDataset(Dataset):
             "positions": {name: [int(i) for i in which] for name, which in positions.items()},
         })
         return {"inputs": inputs, "data_samples": data_sample}
+
+    def frame_numbers(self, index: int) -> dict[str, np.ndarray]:
+        """The frames (T,) that each request sees of video `index` at test."""
+        return sample(self.requests, self._length(self.entries[index], None), None)[0]
+
+    def stored(self, frame: np.ndarray) -> np.ndarray:
+        """A decoded frame (H, W, 3), resized as clips are cropped from it."""
+        return transforms.resize_short(frame, self._side, self.card.pipeline)
+
+    def cropped(self, frames: np.ndarray, request: ClipRequest) -> np.ndarray:
+        """Stored frames (T, H, W, 3) as the test clip (T, 3, S, S) of a request."""
+        height, width = frames.shape[1:3]
+        return transforms.apply(self._draw(height, width, None), frames, request.resolution)
 
     def _whole(self, entry: VideoEntry) -> np.ndarray | None:
         """The whole video (N, H, W, 3), resized, where the split is cached."""
@@ -169,10 +187,9 @@ class ClipDataset(Dataset):
         return {name: np.stack([decoded[int(i)] for i in which]) for name, which in indices.items()}
 
     def _decode(self, entry: VideoEntry, numbers: Any) -> dict[int, np.ndarray]:
-        frames = iterate(entry.path, [int(n) for n in numbers], template=self.card.template)
-        how = self._side, self.card.pipeline
+        frames = iterate(entry.path, [int(n) for n in numbers], template=self.card.template, tally=self.tally)
         try:
-            return {number: transforms.resize_short(frame, *how) for number, frame in frames}
+            return {number: self.stored(frame) for number, frame in frames}
         except DataError as error:
             raise self.videos.quarantine(entry, error) from None
 

@@ -103,7 +103,7 @@ def frame_file(template: str, number: int) -> str:
 
 def count_frames(path: Path | str) -> int:
     """Decode the whole file and count; raises DataError where decoding fails on the way."""
-    with _opened(Path(path)) as (container, stream):
+    with opened(Path(path)) as (container, stream):
         return sum(1 for _ in container.decode(stream))
 
 
@@ -137,18 +137,22 @@ def iterate(
     if path.is_dir():
         shape: tuple[int, ...] | None = None
         for number in wanted:
-            file = path / frame_file(template or DEFAULT_TEMPLATE, number)
-            image = read_jpeg(file)
+            image = read_frame(path, number, template, shape)
             tally["frames"] += 1
-            shape = shape or image.shape
-            if image.shape != shape:
-                raise DataError(f"{file}: {_pixels(image.shape)} pixels, other frames of the folder {_pixels(shape)}; "
-                                "extract them again at one size")
+            shape = image.shape
             yield number, image
         return
-    if not path.exists():
-        raise DataError(f"{path}: missing")
     yield from _decoded(path, wanted, tally)
+
+
+def read_frame(folder: Path, number: int, template: str | None, shape: Sequence[int] | None) -> np.ndarray:
+    """Frame `number` of a folder, uint8 (H, W, 3) RGB; one that has not the `shape` of the others is an error."""
+    file = folder / frame_file(template or DEFAULT_TEMPLATE, number)
+    image = read_jpeg(file)
+    if shape is not None and image.shape != shape:
+        raise DataError(f"{file}: {_pixels(image.shape)} pixels, other frames of the folder {_pixels(shape)}; "
+                        "extract them again at one size")
+    return image
 
 
 def read_jpeg(path: Path) -> np.ndarray:
@@ -182,7 +186,7 @@ def _decoded(path: Path, wanted: list[int], tally: Counter[str]) -> Iterator[tup
     targets = iter(wanted)
     target: int | None = next(targets)
     number, size = -1, None
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         for number, frame in enumerate(container.decode(stream)):
             tally["frames"] += 1
             size = size or (frame.width, frame.height)
@@ -191,23 +195,35 @@ def _decoded(path: Path, wanted: list[int], tally: Counter[str]) -> Iterator[tup
                 target = next(targets, None)
                 if target is None:
                     return
-    raise DataError(f"{path}: ends after {number + 1} frames, frame {target} was wanted; "
-                    "run `bench.py data check --full`")
+    raise too_short(path, number + 1, target)
+
+
+def too_short(path: Path, frames: int, wanted: int | None) -> DataError:
+    """The error of a file that ends before a frame that was wanted."""
+    return DataError(f"{path}: ends after {frames} frames, frame {wanted} was wanted; run `bench.py data check --full`")
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its video stream; every error of FFmpeg becomes a DataError that names the file.
+def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its video stream; every error of FFmpeg becomes a DataError that names the file."""
+    if not path.exists():
+        raise DataError(f"{path}: missing")
+    with naming(path), av.open(str(path)) as container:
+        if not container.streams.video:
+            raise DataError(f"{path}: holds no video stream")
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        yield container, stream
 
-    Its cause tells a broken video from a fault that passes (`passing`).
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of FFmpeg become DataErrors that name the file.
+
+    Their cause tells a broken video from a fault that passes (`passing`).
     """
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DataError(f"{path}: holds no video stream")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            yield container, stream
+        yield
     except (av.FFmpegError, ValueError) as error:  # FFmpeg's own for the system are OSError and MemoryError as well
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{path}: cannot be decoded ({reason})") from error
@@ -280,7 +296,7 @@ def _rotation(frame: VideoFrame) -> int:
 
 
 def _probe_file(path: Path) -> VideoInfo:
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         count, first = _count(path, container, stream)
         rate = stream.average_rate
         turn = _rotation(first)
