@@ -24,7 +24,7 @@ from harness.measure.statistics import FEWEST_VIDEOS, LEVEL, Effect, difference
 from harness.store.files import read_json
 from harness.store.records import Record, read_records, say_left_out
 from harness.store.shapes import FailureNote
-from reports.timings import Timing, timings
+from reports.timings import Timing, find, timings
 
 NOT_COMPARED = ("budgets", "eval_batch", "threads", "test_seed")
 """Protocol settings that change which points exist or the last digit, not what a number means."""
@@ -86,6 +86,9 @@ class Method:
     records: tuple[Record, ...]
     points: tuple[Point, ...]
     timings: tuple[Timing, ...] = ()
+    """Of the model."""
+    files: tuple[Timing, ...] = ()
+    """From file to logits."""
     style: int = 0
     """Index of its colour and marker, the same in every group of a report."""
 
@@ -113,8 +116,7 @@ class Method:
 
     def timing(self, point: str, batch: int, setup: str) -> Timing | None:
         """How long a point took at a batch size on one setup, if it was timed."""
-        found = (t for t in self.timings if (t.point, t.batch, t.setup) == (point, batch, setup))
-        return next(found, None)
+        return find(self.timings, point, batch, setup)
 
 
 @dataclass
@@ -380,10 +382,12 @@ def _methods(records: Sequence[Record], latencies: Sequence[Record]) -> list[Met
     for record in sorted(records, key=lambda r: (r.result["method"]["name"], r.result["seed"])):
         parts[identity(record)].append(record)
     labels = _labels([found[0] for found in parts.values()])
-    return [
-        Method(label, tuple(found), _points(found), tuple(timings(latencies, {str(r.result["key"]) for r in found})))
-        for label, found in zip(labels, parts.values(), strict=True)
-    ]
+    methods = []
+    for label, found in zip(labels, parts.values(), strict=True):
+        keys = {str(r.result["key"]) for r in found}
+        model, files = (tuple(timings(latencies, keys, mode)) for mode in ("batch", "file"))
+        methods.append(Method(label, tuple(found), _points(found), model, files))
+    return methods
 
 
 def _points(records: Sequence[Record]) -> tuple[Point, ...]:

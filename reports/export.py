@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.measure.launches import summary
+from harness.measure.launches import laziness, summary
 from harness.store.files import write_atomically
 from harness.store.records import Record
 from reports.timings import engine_of
@@ -119,6 +119,7 @@ def _latency(result: Any) -> dict[str, Any]:
         "gflops_per_video": sum(result["gflops"]) / sum(result["videos"]) if result["gflops"] else None,
         **{f"{name}_ms_per_video": 1e3 * seconds for name, seconds in (result.get("phases_s") or {}).items()},
         "frames_decoded": result.get("frames_decoded"),
+        **(laziness([result]) if result.get("eager_clips") else {}),
         "peak_memory_bytes": result["peak_memory_bytes"],
     }
 

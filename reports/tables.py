@@ -1,4 +1,4 @@
-"""The tables of a report: headline, operating points, savings, timings; and what they say, in sentences."""
+"""The tables of a report: headline, operating points, savings, timings, files; and what they say, in sentences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from harness.measure.statistics import FEWEST_VIDEOS
 from reports.claims import ONE_POINT, PARETO, Claims
 from reports.collect import Estimate, Group, Method, Point
 from reports.text import Cell, Column, Row, Table
-from reports.timings import Timing, footnote, joined_notes
+from reports.timings import Timing, find, footnote, joined_notes
 
 NONE = "–"
 BOLD = "Bold: not distinguishable from the best."
@@ -92,13 +92,19 @@ def operating_points(group: Group) -> Table:
 
 
 def savings(group: Group) -> Table | None:
-    """How much of the MACs saved is saved on the clock, per point, at each batch; None where nothing was timed."""
+    """How much of the MACs saved is saved on the clock, of the model and from file, per point, at each batch; None
+    where nothing was timed.
+    """
     setup = group.setups[0] if group.setups else None
-    batches = sorted({t.batch for m in group.methods for t in m.timings if t.setup == setup and t.ok})
+    clocks = [
+        (of, batch)
+        for of in (_of_model, _from_files)
+        for batch in sorted({t.batch for m in group.methods for t in of(m) if t.setup == setup and t.ok})
+    ]
     rows, shown = [], []
     for method in group.methods:
         for point in sorted(method.points, key=lambda p: p.gflops):
-            pairs = [_saving(group, method, point.name, batch, setup) for batch in batches]
+            pairs = [_saving(group, method, point.name, batch, setup, of) for of, batch in clocks]
             found = next((pair for pair in pairs if pair is not None), None)
             if found is None:
                 continue
@@ -117,17 +123,42 @@ def savings(group: Group) -> Table | None:
         ),
         Column("MACs saved", "%", "of the videos timed"),
     ]
-    for batch in batches:
+    for of, batch in clocks:
+        where = f"batch {batch}" if of is _of_model else f"batch {batch} from file"
         columns += [
-            Column("Clock saved", f"%, batch {batch}", "of the median wall clock"),
+            Column("Clock saved", f"%, {where}", "of the median wall clock"),
             Column(
                 "Ratio",
-                f"clock / MACs, batch {batch}",
+                f"clock / MACs, {where}",
                 "1: every multiply-accumulate saved is saved on the clock; below 0: slower",
             ),
         ]
     note = f"Timed on: {setup}. {footnote(shown)}".strip()
     return Table(f"{group.title}: saved on paper and on the clock", note, tuple(columns), tuple(rows))
+
+
+def file_table(group: Group) -> Table | None:
+    """The third clock, from file to logits, beside the model's own; None where it was not taken."""
+    timed = [(m, t) for m in group.methods for t in sorted(m.files, key=lambda t: (t.setup, t.point, t.batch))]
+    rows = tuple(Row((Cell(m.label), Cell(t.point), Cell(str(t.batch)), *_file_cells(m, t)), m.style) for m, t in timed)
+    if not rows:
+        return None
+    columns = (
+        Column("Method", numeric=False),
+        Column("Point", numeric=False),
+        Column("Batch"),
+        Column("From file", "ms [95 % over launches]", "from opening the files of a batch to logits, median"),
+        Column("Model", "ms", "the model's own clock: the batch lies in memory"),
+        Column("Throughput", "videos/s from file"),
+        Column("Frames decoded", "per video (all requested)", "to reach those that the model asks for, and all"),
+        Column("Lazy / eager", "time [95 % over launches]", "decoding what is asked for over decoding all before"),
+        Column("Decode", "ms per video"),
+        Column("Transform", "ms per video"),
+        Column("Transfer", "ms per video"),
+        Column("Rest", "ms per video", "the model, and opening and closing its clips"),
+        Column("Setup", numeric=False),
+    )
+    return Table(f"{group.title}: from file to logits", footnote(t for _, t in timed), columns, rows)
 
 
 def timing_table(group: Group) -> Table | None:
@@ -262,7 +293,7 @@ def _timing_cells(timing: Timing) -> list[Cell]:
     phases = timing.phases_ms
     memory = timing.peak_memory_bytes
     found = timing.interval_ms
-    interval = NONE if found is None else f"[{ms(found[0])}, {ms(found[1])}]"
+    interval = NONE if found is None else _interval(*map(ms, found))
     return [
         Cell(ms(timing.ms(0.5)), f"{interval} {timing.note}".strip()),
         *(Cell(ms(timing.ms(q))) for q in (0.9, 0.99)),
@@ -272,6 +303,27 @@ def _timing_cells(timing: Timing) -> list[Cell]:
         *(Cell(ms(phases[n]) if n in phases else NONE) for n in ("model", "decode", "transform", "transfer")),
         Cell(timing.setup),
     ]
+
+
+def _file_cells(method: Method, timing: Timing) -> list[Cell]:
+    if not timing.ok:
+        return [Cell("out of memory"), *[Cell(NONE)] * 8, Cell(timing.setup)]
+    phases, lazy, interval = timing.phases_ms, timing.laziness, timing.interval_ms
+    own = find(method.timings, timing.point, timing.batch, timing.setup)
+    low, high = lazy["lazy_low"], lazy["lazy_high"]
+    return [
+        Cell(ms(timing.ms(0.5)), f"{_interval(*map(ms, interval)) if interval else NONE} {timing.note}".strip()),
+        Cell(ms(own.ms(0.5)), own.note) if own is not None and own.ok else Cell(NONE),
+        Cell(f"{timing.videos_per_s:.0f}"),
+        Cell(f"{lazy['frames_decoded']:.1f}", f"({lazy['eager_frames_decoded']:.1f})"),
+        Cell(f"{lazy['lazy_over_eager']:.2f}", _interval(f"{low:.2f}", f"{high:.2f}") if low is not None else NONE),
+        *(Cell(ms(phases[n]) if n in phases else NONE) for n in ("decode", "transform", "transfer", "model")),
+        Cell(timing.setup),
+    ]
+
+
+def _interval(low: str, high: str) -> str:
+    return f"[{low}, {high}]"
 
 
 def _precision_notes(timed: Iterable[tuple[Method, Timing]]) -> Iterator[str]:
@@ -290,14 +342,27 @@ def _precision_notes(timed: Iterable[tuple[Method, Timing]]) -> Iterator[str]:
     yield from told
 
 
+def _of_model(method: Method) -> tuple[Timing, ...]:
+    return method.timings
+
+
+def _from_files(method: Method) -> tuple[Timing, ...]:
+    return method.files
+
+
 def _saving(
-    group: Group, method: Method, point: str, batch: int, setup: str | None
+    group: Group,
+    method: Method,
+    point: str,
+    batch: int,
+    setup: str | None,
+    clock: Callable[[Method], tuple[Timing, ...]],
 ) -> tuple[str, Timing, Timing] | None:
     """What a point is held against, its timing and the other's; None where it saves nothing or was not timed."""
-    timing = method.timing(point, batch, setup) if setup else None
+    timing = find(clock(method), point, batch, setup) if setup else None
     if timing is None or not timing.ok or not timing.gflops:
         return None
-    reference = _reference(group, method, timing)
+    reference = _reference(group, method, timing, clock)
     if reference is None or not reference[1].gflops or _saved_macs(timing, reference[1]) <= 0.005:
         return None
     return reference[0], timing, reference[1]
@@ -350,17 +415,19 @@ def _best_tag(tags: dict[int, str], method: Method) -> str:
     return PARETO if PARETO in found else max(found)
 
 
-def _reference(group: Group, method: Method, timing: Timing) -> tuple[str, Timing] | None:
+def _reference(
+    group: Group, method: Method, timing: Timing, clock: Callable[[Method], tuple[Timing, ...]]
+) -> tuple[str, Timing] | None:
     """What a point's savings are measured against, at the same batch on the same setup."""
 
     def same(candidates: Iterable[Timing]) -> list[Timing]:
         return [t for t in candidates if (t.batch, t.setup) == (timing.batch, timing.setup) and t.ok and t.gflops]
 
-    own = same(method.timings)
+    own = same(clock(method))
     if len(own) > 1:
         reference = max(own, key=lambda t: t.gflops or 0.0)
         return (reference.point, reference) if reference is not timing else None
-    static = [(m.label, t) for m in group.methods if not m.about["adapts"] for t in same(m.timings)]
+    static = [(m.label, t) for m in group.methods if not m.about["adapts"] for t in same(clock(m))]
     return max(static, key=lambda entry: entry[1].gflops or 0.0, default=None)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.measure.launches import by_launch, engine_label, median_interval
+from harness.measure.launches import by_launch, engine_label, laziness, median_interval
 from harness.store.records import Record
 
 BUSY = "†"
@@ -101,6 +101,11 @@ class Timing:
     def peak_memory_bytes(self) -> int | None:
         return max((r.result["peak_memory_bytes"] for r in self.records if r.result["peak_memory_bytes"]), default=None)
 
+    @cached_property
+    def laziness(self) -> Mapping[str, float | None]:
+        """Of mode `file`: what lazy clips save (harness.measure.launches.laziness)."""
+        return laziness([r.result for r in self.records])
+
     @property
     def phases_ms(self) -> Mapping[str, float]:
         """Milliseconds per video of decode, transform, transfer and model, mean over records."""
@@ -120,6 +125,11 @@ def timings(latencies: Sequence[Record], evaluations: set[str], mode: str = "bat
             parts[result["point"], result["batch"], setup_label(result)][result["evaluation"]] = record
     for (point, batch, setup), newest in parts.items():
         yield Timing(point, batch, setup, tuple(newest.values()))
+
+
+def find(timings: Iterable[Timing], point: str, batch: int, setup: str) -> Timing | None:
+    """The one of a point at a batch size on a setup, if it was timed."""
+    return next((t for t in timings if (t.point, t.batch, t.setup) == (point, batch, setup)), None)
 
 
 def joined_notes(timings: Iterable[Timing]) -> str:

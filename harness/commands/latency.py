@@ -15,7 +15,7 @@ from harness.contract.values import from_mapping
 from harness.engine.memory_format import MEMORY_FORMATS
 from harness.engine.precision import DTYPES
 from harness.errors import FAILED, OK, BenchError, UsageError, unknown
-from harness.measure.launches import engine_label, summary
+from harness.measure.launches import engine_label, laziness, summary
 from harness.measure.machine import fingerprint
 from harness.plan.timing import TimingPlan
 from harness.plan.units import MODES, DataSpec
@@ -59,7 +59,8 @@ def latency(methods: Sequence[str], place: Place, timing: TimingOptions, *, as_j
         if record is not None:
             result = record.result
             told = {name: result[name] for name in ("disturbed", "engine", "compiled_share", "precision")}
-            row |= {"status": result["status"], **summary(result), **told}
+            files = laziness([result]) if result["mode"] == "file" else {}
+            row |= {"status": result["status"], **summary(result), **files, **told}
         rows.append(row)
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -72,7 +73,7 @@ def _plan(timing: TimingOptions) -> TimingPlan:
     batches = integers("--batch", timing.batch)
     if not batches:
         raise UsageError("--batch takes at least one number")
-    modes = tuple(dict.fromkeys(comma_separated(timing.mode)))
+    modes = tuple(dict.fromkeys([*comma_separated(timing.mode), *(["file"] if timing.end_to_end else [])]))
     if not modes:
         raise UsageError(f"--mode takes at least one of {', '.join(MODES)}")
     if timing.dtype not in DTYPES:

@@ -188,7 +188,10 @@ class TimingOptions:
     """How `latency` times."""
 
     batch: Annotated[str, Option("--batch", help="Comma-separated batch sizes.")] = "1,16"
-    mode: Annotated[str, Option("--mode", help="Comma-separated: batch.")] = "batch"
+    mode: Annotated[str, Option("--mode", help="Comma-separated: batch, file.")] = "batch"
+    end_to_end: Annotated[
+        bool, Option("--end-to-end", help="Also from file to logits, decoding what is asked for: mode file.")
+    ] = False
     dtype: Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.")] = "float32"
     engine: Engine = "eager"
     memory_format: Annotated[str, Option("--memory-format", help="channels_last or contiguous.")] = "channels_last"

@@ -38,6 +38,7 @@ def merged(launches: Sequence[Mapping[str, Any]], beside: str | None = None) -> 
         "gflops": _joined(timed, "gflops"),
         "phases_s": {**first["phases_s"], **_mean_phases(timed)} if ok else {},
         "frames_decoded": first.get("frames_decoded", 0.0),
+        "eager_clips": _eager_clips(first, timed),
         "peak_memory_bytes": first["peak_memory_bytes"] if ok else None,
         "warmup": sum(launch["warmup"] for launch in timed),
         "compiled_share": first["compiled_share"],
@@ -83,9 +84,12 @@ def check_outputs(what: str, outputs: Sequence[Mapping[str, Any] | None]) -> Non
             )
 
 
-def by_launch(result: Mapping[str, Any]) -> list[np.ndarray]:
-    """Seconds of the timed forwards of each launch; one launch where the record does not tell them apart."""
-    wall = np.asarray(result["wall_s"], dtype=float)
+def by_launch(result: Mapping[str, Any], *, eager: bool = False) -> list[np.ndarray]:
+    """Seconds of the timed forwards of each launch; one launch where the record does not tell them apart.
+
+    `eager` are those beside lazy clips (mode `file`).
+    """
+    wall = np.asarray((result["eager_clips"] if eager else result)["wall_s"], dtype=float)
     ends = np.cumsum([launch["forwards"] for launch in result.get("launches") or ()])[:-1]
     return [part for part in np.split(wall, ends) if part.size]
 
@@ -113,6 +117,24 @@ def summary(result: Mapping[str, Any]) -> dict[str, float | None]:
     return dict(zip(names, values, strict=True))
 
 
+def laziness(results: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """What lazy clips save in records of mode `file`: frames decoded per video, lazily and eagerly, and the time from
+    file to logits over that with eager clips, with its 95 % interval over launches.
+
+    None: not timed, or for the interval one launch only.
+    """
+    names = ("frames_decoded", "eager_frames_decoded", "eager_median_ms", "lazy_over_eager", "lazy_low", "lazy_high")
+    lazy, eager = ([part for result in results for part in by_launch(result, eager=way)] for way in (False, True))
+    if not lazy:
+        return dict.fromkeys(names)
+    ratios = [float(np.median(a) / np.median(b)) for a, b in zip(lazy, eager, strict=True)]
+    frames = (np.mean([r["frames_decoded"] for r in way]) for way in (results, [r["eager_clips"] for r in results]))
+    interval = log_mean_interval(ratios) if len(ratios) > 1 else (None, None)
+    eager_ms = 1e3 * float(np.median(np.concatenate(eager)))
+    ratio = float(np.exp(np.mean(np.log(ratios))))
+    return dict(zip(names, (*map(float, frames), eager_ms, ratio, *interval), strict=True))
+
+
 def engine_label(engine: str, share: float | None) -> str:
     """How much of a model ran compiled, in words; empty where it was not to be."""
     if engine == "eager":
@@ -126,10 +148,19 @@ def _joined(launches: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
     return [value for launch in launches for value in launch[name]]
 
 
+def _eager_clips(first: Mapping[str, Any], launches: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What clips took that were decoded whole; None where lazy ones were not timed."""
+    if first.get("eager_clips") is None:
+        return None
+    wall = [value for launch in launches for value in launch["eager_clips"]["wall_s"]]
+    return {"wall_s": wall, "frames_decoded": first["eager_clips"]["frames_decoded"]}
+
+
 def _mean_phases(launches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Transfer and model, seconds per video, over all launches."""
+    """Seconds per video, over all launches, of the phases that every one of them measured."""
     counts = [sum(launch["videos"]) for launch in launches]
     return {
         name: sum(launch["phases_s"][name] * n for launch, n in zip(launches, counts, strict=True)) / sum(counts)
-        for name in ("transfer", "model")
+        for name in launches[0]["phases_s"]
+        if all(name in launch["phases_s"] for launch in launches)
     }

@@ -7,7 +7,7 @@ sizes, or the examination that timing must not share a process with.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from harness.data.videos import VideoSet
 from harness.errors import BenchError
 from harness.measure.cost_table import CostTable
 from harness.measure.evaluation import Evaluator
+from harness.measure.files import measure_files
 from harness.measure.latency import Output, describe, learn, measure_latency, phases, prepared, to_device
 from harness.measure.metrics import evaluate, reported
 from harness.measure.views import Viewed, joined, view_datasets
@@ -47,6 +48,8 @@ Boxes = dict[tuple[Any, ...], tuple[float, ...]]
 """(batch, video, frame, label) -> (top, left, height, width)."""
 Arrays = Mapping[str, np.ndarray]
 """Of all test videos: `logits` (N, C) of a point and, where the method exits, `exits` (N,)."""
+Clock = Callable[[LatencySpec], tuple[dict[str, Any], list[Output], np.ndarray]]
+"""Times a point at a batch size: what was measured, what timed forwards said, and the places of their videos."""
 
 
 @dataclass
@@ -81,14 +84,26 @@ class _Model:
         """The clips that are wanted at an operating point."""
         return tuple(self.recognizer.clip_requests(self.entry(name)["settings"]))
 
+    def how(self, spec: LatencySpec) -> dict[str, Any]:
+        """How long a point is timed, at what cost and with which seed, as `measure_latency` takes it."""
+        launches = int(spec.options.get("launches", 1))
+        costs = CostTable.from_rows(self.record.result["cost"]["table"])
+        return {
+            "min_iterations": -(-LEAST_FORWARDS // launches),
+            "min_seconds": spec.options.get("min_seconds", 1.0) / launches,
+            "gflops": costs.gflops,
+            "components": costs.components,
+            "test_seed": self.protocol.test_seed if self.protocol.test_randomness == "sampled" else None,
+        }
+
     def chosen(self, batch: int) -> np.ndarray:
         """Places in the test split of the videos that are timed: whole batches, two at least; few videos repeat."""
         count = -(-max(TIMED_VIDEOS, 2 * batch) // batch) * batch
         return np.linspace(0, len(self.videos.splits[self.protocol.test_split]) - 1, count).round().astype(int)
 
-    def views(self, requests: tuple[ClipRequest, ...]) -> list[ClipDataset]:
-        """The test split, a dataset for each view of the protocol."""
-        return view_datasets(self.videos, self.protocol.test_split, requests, self.protocol.views)
+    def views(self, requests: tuple[ClipRequest, ...], **options: Any) -> list[ClipDataset]:
+        """The test split, a dataset for each view of the protocol; `options` as `ClipDataset` takes them."""
+        return view_datasets(self.videos, self.protocol.test_split, requests, self.protocol.views, **options)
 
 
 def time_launch(
@@ -123,14 +138,14 @@ def time_launch(
     ) as device:
         gc.collect()
         gc.freeze()  # what is there now is there to the end: collections before timings need not look at it
-        clock = {"batch": _Batches(model, timed, device, first=first)}
+        clock: dict[str, Clock] = {"batch": _Batches(model, timed, device, first=first), "file": _Files(model, device)}
         for spec in specs:
             measured, outputs, chosen = clock[spec.mode](spec)
-            if first and measured["status"] == "ok" and spec.point not in ways:
+            if first and spec.mode == "batch" and measured["status"] == "ok" and spec.point not in ways:
                 settings, split = model.entry(spec.point)["settings"], model.protocol.test_split
                 requests = model.requests(spec.point)
                 ways[spec.point] = phases(timed, model.videos, split, requests, settings, device=device, views=views)
-            parts = ways.get(spec.point, {})
+            parts = ways.get(spec.point, {}) if spec.mode == "batch" else {}
             arrays = model.evaluated(spec.point) if reference is None else reference[spec.point]
             dataset = model.record.result["dataset"]
             yield spec, {
@@ -153,7 +168,6 @@ class _Batches:
         self, model: _Model, timed: EfficientRecognizer | Viewed, device: torch.device, *, first: bool
     ) -> None:
         self.model, self.timed, self.device, self.first = model, timed, device, first
-        self.costs = CostTable.from_rows(model.record.result["cost"]["table"])
         self.samples: list[list[Any]] = []  # of each view
         self.loaded: tuple[Any, ...] | None = None
 
@@ -167,20 +181,28 @@ class _Batches:
             joined([collate(view[i : i + spec.batch])["inputs"] for view in self.samples])
             for i in range(0, len(chosen), spec.batch)
         ]
-        launches = int(spec.options.get("launches", 1))
+        settings, how = model.entry(spec.point)["settings"], model.how(spec)
         measured, outputs = measure_latency(
-            self.timed,
-            batches,
-            model.entry(spec.point)["settings"],
-            device=self.device,
-            min_iterations=-(-LEAST_FORWARDS // launches),
-            min_seconds=spec.options.get("min_seconds", 1.0) / launches,
-            gflops=self.costs.gflops,
-            components=self.costs.components,
-            test_seed=model.protocol.test_seed if model.protocol.test_randomness == "sampled" else None,
-            memory=self.first,
+            self.timed, batches, settings, device=self.device, memory=self.first, **how
         )
         return measured, outputs, chosen
+
+
+class _Files:
+    """Times batches from opening their files to logits: mode `file`."""
+
+    def __init__(self, model: _Model, device: torch.device) -> None:
+        self.model, self.device = model, device
+
+    def __call__(self, spec: LatencySpec) -> tuple[dict[str, Any], list[Output], np.ndarray]:
+        """What `measure_files` says of a point and batch size, and the places in the test split of its outputs."""
+        model, chosen = self.model, self.model.chosen(spec.batch)
+        settings, datasets = model.entry(spec.point)["settings"], model.views(model.requests(spec.point), cache_bytes=0)
+        batches = chosen.reshape(-1, spec.batch).tolist()
+        measured, outputs = measure_files(
+            model.recognizer, datasets, batches, settings, device=self.device, **model.how(spec)
+        )
+        return measured, outputs, np.concatenate([chosen, chosen])
 
 
 def examine(

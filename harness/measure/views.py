@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from harness.contract.declarations import EMPTY, ClipRequest
-from harness.contract.recognizer import Clips, EfficientRecognizer
+from harness.contract.frames import Frames
+from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.trace import Trace
 from harness.data.clips import ClipDataset
 from harness.data.transforms import VIEWS
 from harness.data.videos import VideoSet
+
+Clip = TypeVar("Clip", Tensor, Frames)
 
 
 class Viewed(nn.Module):
@@ -29,14 +32,14 @@ class Viewed(nn.Module):
 
     def infer(
         self,
-        clips: Clips,
+        clips: Mapping[str, Tensor | Frames],
         point: Mapping[str, Any] = EMPTY,
         *,
         trace: Trace,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Mean logits (B, C) float32 of all views."""
-        views: dict[str, dict[str, Tensor]] = {}
+        views: dict[str, dict[str, Tensor | Frames]] = {}
         for place, clip in clips.items():
             view, _, name = place.partition("/")
             views.setdefault(view, {})[name] = clip
@@ -51,7 +54,7 @@ class Viewed(nn.Module):
         return torch.as_tensor(logits) / len(views)
 
 
-def joined(views: Sequence[Clips]) -> Clips:
+def joined(views: Sequence[Mapping[str, Clip]]) -> Mapping[str, Clip]:
     """The clips of all views of a batch as one batch; those of a single view as they are."""
     if len(views) == 1:
         return views[0]

@@ -24,8 +24,9 @@ from harness.store.work_dir import Kind, record_folder
 TRAINING_VERSION = 1
 """Raised when training itself changes meaning; part of every artifact key."""
 
-MODES = ("batch",)
-"""What is on the clock of a latency: `batch`, a forward of one batch of clips that lie in memory."""
+MODES = ("batch", "file")
+"""What is on the clock of a latency: `batch`, a forward of one batch of clips that lie in memory; `file`, a batch from
+opening its files to logits."""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,10 @@ LATENCY_SCHEMA: dict[str, str] = {
     "seed": "int",
     "point": "str, name of the operating point",
     "batch": "int",
-    "mode": "str, what is on the clock: batch, one forward of a batch in memory (also where the key is missing)",
+    "mode": "str, what is on the clock: batch, one forward of a batch in memory (also where the key is missing); "
+    "file, a batch from opening its files to logits, with lazy clips",
+    "eager_clips": "null, or of mode file {wall_s, frames_decoded}: the same batches, in turns with those of wall_s, "
+    "all requested frames decoded before",
     "dtype": "str",
     "compile": "str or null, mode of torch.compile for the heavy networks alone (null where there is an engine)",
     "engine": "'eager', 'compiled' or 'graphs': how components run (harness.engine.forms)",
@@ -142,8 +145,10 @@ LATENCY_SCHEMA: dict[str, str] = {
     "device_s": "list of float or null, the same by device events",
     "videos": "list of int, videos in each timed batch",
     "gflops": "list of float, executed GFLOPs of each timed batch",
-    "phases_s": "dict decode/transform/transfer/model -> seconds per video (mean)",
-    "frames_decoded": "float per video, frames decoded to reach those that were asked for",
+    "phases_s": "dict decode/transform/transfer/model -> seconds per video (mean); of mode file as the host spends "
+    "them within wall_s",
+    "frames_decoded": "float per video, frames decoded to reach those that were asked for (of mode file: by the "
+    "recognizer; else: in its clips)",
     "peak_memory_bytes": "int or null",
     "warmup": "int, untimed forwards before, of all launches",
     "provenance": "dict",

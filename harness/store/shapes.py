@@ -248,6 +248,12 @@ class _Precision:
 
 
 @dataclass(frozen=True)
+class _EagerClips:
+    wall_s: list[float]
+    frames_decoded: float
+
+
+@dataclass(frozen=True)
 class Latency:
     """What a reader of a latency's result.json rests on."""
 
@@ -277,9 +283,15 @@ class Latency:
     launches: list[_Launch] = field(default_factory=list)
     disturbed: list[str] = field(default_factory=list)
     mode: str = "batch"
+    frames_decoded: float = 0.0
+    eager_clips: _EagerClips | None = None
     compiled_share: float | None = None
     engine: str | None = None
     precision: _Precision | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode == "file" and self.eager_clips is None:
+            raise ValueError("eager_clips is missing, which mode file has")
 
 
 @dataclass(frozen=True)

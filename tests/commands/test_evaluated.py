@@ -65,5 +65,9 @@ def test_latency_finds_a_method_by_defaults_written_out(tmp_path: Path, monkeypa
         with pytest.raises(Asked) as found:
             latency.latency([name], place, timing, as_json=True, command="")
         assert {spec.evaluation for spec in found.value.args} == keys
+    clocks = replace(timing, end_to_end=True)
+    with pytest.raises(Asked) as found:
+        latency.latency(["adafocus-v2[random_pass=false]"], place, clocks, as_json=True, command="")
+    assert [(spec.mode, spec.batch) for spec in found.value.args] == [("batch", 1), ("file", 1)]
     with pytest.raises(BenchError, match="no finished evaluation of adafocus-v2.dropout=0.9. in"):
         latency.latency(["adafocus-v2[dropout=0.9]"], place, timing, as_json=True, command="")

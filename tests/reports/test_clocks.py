@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
@@ -155,6 +157,59 @@ def test_every_point_is_on_the_latency_plot_and_in_one_row_of_the_savings(factor
     assert len(table.rows) == sum(len(m.points) - 1 for m in group.methods), "both batch sizes stand in one row"
     assert [c.unit for c in table.columns][4:] == ["%, batch 1", "clock / MACs, batch 1", "%, batch 16",
                                                    "clock / MACs, batch 16"]  # fmt: skip
+
+
+def from_file(ms: float, eager_ms: float, frames: float) -> dict[str, Any]:
+    """What a record of mode `file` has: three launches, the last one slower."""
+    wall, factors = [ms / 1e3] * 2, (1.0, 1.0, 1.2)
+    return {
+        "mode": "file",
+        "wall_s": [factor * s for factor in factors for s in wall],
+        "videos": [1] * 6,
+        "launches": [{"forwards": 2, "others": 0.0}] * 3,
+        "phases_s": {"decode": 0.004, "transform": 0.001, "transfer": 0.0, "model": 0.003},
+        "frames_decoded": frames,
+        "peak_memory_bytes": None,
+        "eager_clips": {"wall_s": [eager_ms / 1e3] * 6, "frames_decoded": 23.0},
+    }
+
+
+def test_the_third_clock_stands_beside_the_models_own(factory: Factory) -> None:
+    record = factory.evaluation(TSN)
+    taken = {"full": (10.0, 20.0, 20.0, 23.0), "frames=4": (6.0, 8.0, 16.0, 14.0)}
+    for point, (model_ms, file_ms, eager_ms, frames) in taken.items():
+        factory.latency(record, point, wall_s=[model_ms / 1e3] * 6, videos=[1] * 6)
+        cost = next(p for p in record.result["points"] if p["name"] == point)["gflops"]["mean"]
+        factory.latency(record, point, gflops=[cost] * 6, **from_file(file_ms, eager_ms, frames))
+    group = only_group(factory)
+    table = tables.file_table(group)
+    assert [c.split(" ")[0] for c in cells(table, "From file")] == ["8.00", "20.0"]
+    assert cells(table, "Model") == ["6.00", "10.0"]
+    assert cells(table, "Frames decoded") == ["14.0 (23.0)", "23.0 (23.0)"]
+    assert [c.split(" ")[0] for c in cells(table, "Lazy / eager")] == ["0.53", "1.06"]
+    assert cells(table, "Decode") == ["4.00"] * 2 and cells(table, "Rest") == ["3.00"] * 2
+    savings = tables.savings(group)
+    assert savings is not None
+    assert [c.unit for c in savings.columns][4:] == [
+        "%, batch 1", "clock / MACs, batch 1", "%, batch 1 from file", "clock / MACs, batch 1 from file",
+    ]  # fmt: skip
+    assert [cell.text for cell in savings.rows[0].cells][4:] == ["40", "0.80", "60", "1.20"]
+    assert all(len(m.timings) == 2 for m in group.methods), "the clocks are not mixed"
+    frame = pd.read_csv(write(factory) / "latency.csv").set_index(["point", "mode"])
+    assert frame.lazy_over_eager["frames=4", "file"] == pytest.approx(0.5 * 1.2 ** (1 / 3))
+    assert frame.frames_decoded["frames=4", "file"] == 14
+
+
+def test_a_report_without_the_third_clock_shows_none(factory: Factory) -> None:
+    factory.usual(1, [TSN])
+    assert tables.file_table(only_group(factory)) is None
+
+
+def test_out_of_memory_on_the_third_clock(factory: Factory) -> None:
+    nothing = {"wall_s": [], "videos": [], "launches": [], "eager_clips": {"wall_s": [], "frames_decoded": 0.0}}
+    factory.latency(factory.evaluation(TSN), status="out of memory", **from_file(1.0, 1.0, 1.0) | nothing)
+    assert cells(tables.file_table(only_group(factory)), "From file") == ["out of memory"]
+    write(factory)
 
 
 def write(factory: Factory):
