@@ -6,8 +6,8 @@ Shapes: N videos, K exits, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -103,25 +103,56 @@ def calibrate_thresholds(
     if exit_logits_NKC.ndim != 3 or exit_logits_NKC.shape[1] != len(costs) or not len(exit_logits_NKC):
         raise UsageError(f"exit logits {exit_logits_NKC.shape} do not fit {len(costs)} exit costs (N, K, C)")
     scores_NK = exit_scores(torch.as_tensor(exit_logits_NKC), score).numpy()
-    limit = budget * costs[-1] * (1 + 1e-9)
+    shares = ExitShares(scores_NK, lambda exits_N: float(costs[exits_N].mean()))
+    return shares.within(budget * costs[-1] * (1 + 1e-9)).thresholds_K
 
-    def attempt(log_ratio: float) -> tuple[np.ndarray, bool]:
-        thresholds = _thresholds(scores_NK, _geometric(log_ratio, len(costs)))
-        return thresholds, costs[exit_steps(scores_NK, thresholds)].mean() <= limit
 
-    low, high = -_LOG_RATIO, _LOG_RATIO
-    best, fits = attempt(high)
-    if fits:
+class Leaving(NamedTuple):
+    """Thresholds, and what they do on the videos that they were set on."""
+
+    thresholds_K: np.ndarray
+    exits_N: np.ndarray
+    cost: float
+    """Mean over the videos."""
+
+
+class ExitShares:
+    """Thresholds for shares of videos that are proportional to p^k, of which p is solved for.
+
+    Args:
+        scores_NK: How sure the prediction of each video is at each exit.
+        mean_cost: What it costs on the mean, in any unit, that the videos leave at exits (N,).
+    """
+
+    def __init__(self, scores_NK: np.ndarray, mean_cost: Callable[[np.ndarray], float]) -> None:
+        self.scores_NK, self.mean_cost = scores_NK, mean_cost
+        self._known: dict[tuple[int, ...], Leaving] = {}
+
+    def within(self, limit: float) -> Leaving:
+        """The largest p whose mean cost is at most `limit`; where none is, the smallest p."""
+        low, high = -_LOG_RATIO, _LOG_RATIO
+        best = self._at(high)
+        if best.cost <= limit:
+            return best
+        best = self._at(low)
+        for _ in range(50):
+            middle = (low + high) / 2
+            found = self._at(middle)
+            if found.cost <= limit:
+                best, low = found, middle
+            else:
+                high = middle
         return best
-    best, _ = attempt(low)
-    for _ in range(50):
-        middle = (low + high) / 2
-        thresholds, fits = attempt(middle)
-        if fits:
-            best, low = thresholds, middle
-        else:
-            high = middle
-    return best
+
+    def _at(self, log_ratio: float) -> Leaving:
+        videos, exits = self.scores_NK.shape
+        shares_K = _geometric(log_ratio, exits)
+        leaving = tuple(np.floor(videos * shares_K[:-1] + 1e-6).astype(int).tolist())
+        if leaving not in self._known:
+            thresholds_K = _thresholds(self.scores_NK, leaving)
+            exits_N = exit_steps(self.scores_NK, thresholds_K)
+            self._known[leaving] = Leaving(thresholds_K, exits_N, self.mean_cost(exits_N))
+        return self._known[leaving]
 
 
 def exit_steps(scores_NK: np.ndarray, thresholds_K: np.ndarray) -> np.ndarray:
@@ -142,15 +173,15 @@ def _geometric(log_ratio: float, exits: int) -> np.ndarray:
     return shares / shares.sum()
 
 
-def _thresholds(scores_NK: np.ndarray, shares_K: np.ndarray) -> np.ndarray:
-    """At each exit the floor(N * q_k) surest remaining videos leave; the least sure of them sets the bar."""
+def _thresholds(scores_NK: np.ndarray, leaving: Sequence[int]) -> np.ndarray:
+    """At each exit but the last so many of the surest remaining videos leave; the least sure of them sets the bar."""
     videos, exits = scores_NK.shape
     thresholds = np.full(exits, NEVER)
     thresholds[-1] = -NEVER
     remaining = np.ones(videos, dtype=bool)
-    for k in range(exits - 1):
-        leaving = min(int(np.floor(videos * shares_K[k] + 1e-6)), int(remaining.sum()))
-        if leaving:
-            thresholds[k] = np.sort(scores_NK[remaining, k])[-leaving]
+    for k, wanted in enumerate(leaving):
+        number = min(wanted, int(remaining.sum()))
+        if number:
+            thresholds[k] = np.partition(scores_NK[remaining, k], -number)[-number]
             remaining &= scores_NK[:, k] < thresholds[k]
     return thresholds

@@ -253,7 +253,10 @@ class EfficientRecognizer(BaseRecognizer):
         return {"exit_at": step}
 
     def calibrate(self, exit_logits_NKC: np.ndarray, exit_costs_K: np.ndarray, budget: float) -> dict[str, Any]:
-        """Point settings that meet `budget` (share of the full cost) on the calibration split."""
+        """Point settings that meet `budget` (share of the full cost) on the calibration split.
+
+        Budgets in time need thresholds, which the harness chooses (harness.measure.segmentation).
+        """
         thresholds = calibrate_thresholds(exit_logits_NKC, exit_costs_K, budget, score=self.exit_score)
         return {"thresholds": [float(t) for t in thresholds]}
 
