@@ -29,11 +29,11 @@ from harness.measure.evaluation import Evaluator
 from harness.measure.files import measure_files
 from harness.measure.latency import Output, describe, learn, measure_latency, phases, prepared, to_device
 from harness.measure.metrics import evaluate, reported
+from harness.measure.trained import trained_recognizer
 from harness.measure.views import Viewed, joined, view_datasets
-from harness.plan.building import build_recognizer
 from harness.plan.protocol import Protocol
 from harness.plan.units import LatencySpec
-from harness.store import artifacts, sources
+from harness.store import sources
 from harness.store.records import Record, read_record
 from harness.store.work_dir import record_folder, tuning_folder
 
@@ -327,10 +327,8 @@ def _model(spec: LatencySpec, work_dir: Path) -> _Model:
     if record is None:
         raise BenchError(f"evaluation {spec.evaluation} is not in {work_dir}; run it before timing it")
     recorded = record.result
-    recognizer = build_recognizer(spec.method, recorded["method"]["settings"])
-    checkpoint = recorded["checkpoint"]
-    state = artifacts.read_weights(checkpoint) if checkpoint else artifacts.load_state(work_dir, recorded["artifact"])
-    artifacts.load_into(recognizer, state)
+    weights = {name: recorded[name] for name in ("artifact", "checkpoint")}
+    recognizer = trained_recognizer(spec.method, recorded["method"]["settings"], work_dir, **weights)
     protocol = from_mapping(Protocol, {**recorded["protocol"], "budgets": tuple(recorded["protocol"]["budgets"])})
     videos = spec.data.open(recorded["dataset"]["fingerprint"])
     return _Model(recognizer.eval(), record, videos, protocol)
