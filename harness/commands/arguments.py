@@ -10,8 +10,10 @@ from harness.contract.names import split_name
 from harness.contract.registry import method_card, method_cards, recognizer_class
 from harness.contract.values import split_outside_brackets
 from harness.errors import UsageError
+from harness.measure.machine import PATIENCE_S, fingerprint
 from harness.plan.overrides import parse_sets
 from harness.plan.protocol import Protocol
+from harness.plan.timing import Clock
 
 
 def comma_separated(text: str | None) -> tuple[str, ...]:
@@ -76,3 +78,8 @@ def resolve_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no GPU here; use --device cpu, or see `bench.py doctor`")
     return device
+
+
+def clock(protocol: Protocol, device: str, quiet_wait_s: float = PATIENCE_S) -> Clock | None:
+    """Where segments are timed if budgets are in milliseconds; None where they are not."""
+    return Clock(fingerprint(), device, quiet_wait_s) if protocol.budget_unit == "ms" else None

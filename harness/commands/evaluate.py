@@ -7,15 +7,15 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from harness.commands.arguments import resolve_device
+from harness.commands.arguments import clock, resolve_device
 from harness.commands.options import Parts, Place, Videos, writable
-from harness.contract.values import plain
 from harness.data.lists import unlike
 from harness.errors import OK, BenchError, UsageError
 from harness.plan.building import build_recognizer
 from harness.plan.overrides import parse_sets
 from harness.plan.planner import check_overrides
 from harness.plan.protocol import split_roles
+from harness.plan.timing import budgeted
 from harness.plan.units import DataSpec, EvalSpec
 from harness.store import artifacts
 from harness.store.records import Record, read_record
@@ -51,23 +51,26 @@ def evaluate(
     different = unlike(artifact["settings"]["num_classes"], artifact.get("classes") or (), videos.card.classes)
     if different:
         raise UsageError(f"{checkpoint} does not fit {dataset}: {different}")
+    writable("--work-dir", place.work_dir)
+    settings, device = {**artifact["settings"], **overrides.settings}, resolve_device(place.device)
+    exits = build_recognizer(artifact["method"], settings).exits
     spec = EvalSpec(
         method=artifact["method"],
         size=size,
-        settings={**artifact["settings"], **overrides.settings},
+        settings=settings,
         artifact=f"file:{artifact['weights']['sha256'][:16]}",
         chain=(),
         own_chain=(),
         data=data,
         fingerprint=videos.fingerprint,
         seed=artifact.get("seed", 0),
-        protocol=plain(protocol),
         initialisation=artifact.get("initialisation", "checkpoint"),
         checkpoint=str(weights.resolve()),
+        **budgeted(protocol, exits, clock(protocol, device)),
     )
-    writable("--work-dir", place.work_dir)
-    build_recognizer(spec.method, spec.settings)
-    task = finish([spec], place.work_dir, device=resolve_device(place.device), command=command)[spec.key]
+    task = finish([spec], place.work_dir, device=device, command=command)[spec.key]
+    for note in task.notes:
+        print(note, file=sys.stderr)
     if not task.finished:
         raise BenchError(task.reason)
     record = read_record(spec.folder(place.work_dir))

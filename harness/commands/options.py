@@ -104,7 +104,11 @@ Engine = Annotated[
 Json = Annotated[bool, Option("--json", help="Print JSON for scripts.")]
 Sets = Annotated[
     list[str] | None,
-    Option("--set", help="KEY=VALUE: [METHOD.]SETTING, stage.[NAME.]FIELD or protocol.FIELD; repeatable."),
+    Option(
+        "--set",
+        help="KEY=VALUE: [METHOD.]SETTING, stage.[NAME.]FIELD or protocol.FIELD; repeatable. "
+        "protocol.budget_unit=ms calibrates exits for time on this machine.",
+    ),
 ]
 Methods = Annotated[
     str | None, Option("--methods", "-m", help="Comma-separated names; NAME[setting=value,...] is a variant.")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from harness.commands.arguments import comma_separated, integers, method_names, resolve_device
+from harness.commands.arguments import clock, comma_separated, integers, method_names, resolve_device
 from harness.commands.display import Display
 from harness.commands.options import Parts, Place, Run, Videos, writable
 from harness.contract.registry import method_cards
@@ -94,6 +94,7 @@ def request(asked: Run, place: Place, videos: Videos, parts: Parts, command: str
         timing=TimingPlan(
             batches=integers("--batches", asked.batches), threads=protocol.threads, quiet_wait_s=asked.quiet_wait
         ),
+        clock=clock(protocol, device, asked.quiet_wait),
         device=device,
         jobs=asked.jobs or (1 if device == "cuda" else max(1, _cores() // protocol.threads)),
         folds=asked.folds,

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from harness.contract.declarations import OperatingPoint
+from harness.contract.exits import exit_scores
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.trace import Trace
 from harness.data.clips import ClipDataset, collate
@@ -24,6 +25,7 @@ from harness.errors import BenchError
 from harness.measure.audit import Audited, audited, repeat
 from harness.measure.cost_table import CostTable, metered, whole_check
 from harness.measure.metrics import metric, softmax
+from harness.measure.segmentation import Choice, SegmentTimes, choose_stops, without_exits
 from harness.plan.protocol import Protocol
 
 OVERLAY_VIDEOS = 12
@@ -93,6 +95,10 @@ class Evaluator:
         device: `cpu` or `cuda`.
         report: Called with a line of progress.
         counted: Run under the audit; without it there is no cost, as for choosing an epoch while training.
+        times: Of the method's segments, where budgets are shares of time; else they are of multiply-accumulates.
+
+    Attributes:
+        choices: Name of an operating point -> what was chosen and predicted for it from `times`.
     """
 
     def __init__(
@@ -104,10 +110,12 @@ class Evaluator:
         device: str = "cpu",
         report: Callable[[Mapping[str, Any]], None] = lambda _: None,
         counted: bool = True,
+        times: SegmentTimes | None = None,
     ) -> None:
         self.recognizer = recognizer.to(device).eval()
         self.videos, self.protocol, self.device, self.report = videos, protocol, device, report
-        self.counted = counted
+        self.counted, self.times = counted, times
+        self.choices: dict[str, Choice] = {}
         self._seed = _seed(self.recognizer) if counted else 0
         self._drawn = np.random.default_rng(self._seed)
 
@@ -129,6 +137,10 @@ class Evaluator:
             raise BenchError(f"{self.videos.card.name} has no videos to calibrate exit thresholds on")
         self.report({"note": "calibrating exits"})
         logits = self._exit_logits(self.protocol.calib_split)
+        if self.times is not None:
+            self.choices = self._choices(points, logits, self.times)
+            chosen = {name: {"thresholds": list(choice.thresholds)} for name, choice in self.choices.items()}
+            return [replace(p, settings={**p.settings, **chosen[p.name]}) if p.budget else p for p in points]
         costs = self._exit_costs()
         return [
             replace(p, settings={**p.settings, **recognizer.calibrate(logits, costs, p.budget)}) if p.budget else p
@@ -215,6 +227,21 @@ class Evaluator:
             with torch.inference_mode():
                 parts.append(self.recognizer.infer_exits(clips, trace=Trace(len(samples))).float().cpu().numpy())
         return np.concatenate(parts)
+
+    def _choices(
+        self, points: Sequence[OperatingPoint], logits_NKC: np.ndarray, times: SegmentTimes
+    ) -> dict[str, Choice]:
+        """Point name -> its stops and thresholds; the default point's are those of no exits."""
+        main, targets = metric(self.videos.card.metric), self.targets(self.protocol.calib_split)
+        scores_NK = exit_scores(torch.from_numpy(logits_NKC), self.recognizer.exit_score).numpy()
+        probabilities_NKC, videos = softmax(logits_NKC), np.arange(len(logits_NKC))
+
+        def quality(exits_N: np.ndarray) -> float:
+            return main(probabilities_NKC[videos, exits_N], targets)
+
+        budgets = {p.name: p.budget for p in points if p.budget}
+        found = choose_stops(scores_NK, times, list(budgets.values()), quality)
+        return {points[0].name: without_exits(times, len(videos), quality), **dict(zip(budgets, found, strict=True))}
 
     def _exit_costs(self) -> np.ndarray:
         """Measured MACs of stopping one video at each exit (K,)."""

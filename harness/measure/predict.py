@@ -36,6 +36,7 @@ from harness.measure.metrics import softmax
 from harness.measure.prediction import Box, ClassScore, GivenFrame, Prediction, State
 from harness.plan.building import build_recognizer
 from harness.plan.pretraining import PRETRAINING
+from harness.plan.protocol import budget_label
 from harness.store import artifacts
 from harness.store.records import read_records
 
@@ -204,7 +205,8 @@ def _class_names(
 def _recorded_points(weights: Path, artifact: Mapping[str, Any], work_dir: Path | None) -> list[OperatingPoint]:
     """Operating points of this checkpoint's evaluations with its own settings, the newest first.
 
-    Methods that differ in test-time settings share one artifact, and thresholds of one hold for no other.
+    Those calibrated for time come last, for by the same names they mean other thresholds. Methods that differ in
+    test-time settings share one artifact, and thresholds of one hold for no other.
     """
     home = weights.parents[2] if weights.parent.parent.name == "artifacts" else None
     folders = [f for f in dict.fromkeys((home, work_dir)) if f is not None and f.is_dir()]
@@ -215,6 +217,7 @@ def _recorded_points(weights: Path, artifact: Mapping[str, Any], work_dir: Path 
         if r.result["artifact"] in keys and r.result["method"]["settings"] == artifact["settings"]
     ]
     found.sort(key=lambda r: str(r["created"]), reverse=True)
+    found.sort(key=lambda r: budget_label(r["protocol"]))
     return [
         OperatingPoint(p["name"], p["settings"], p["knob"], p["value"], p["budget"]) for r in found for p in r["points"]
     ]

@@ -19,7 +19,8 @@ from harness.measure.evaluation import Evaluator, PointResult
 from harness.measure.metrics import evaluate, reported
 from harness.measure.points import shown_points
 from harness.measure.provenance import now, provenance
-from harness.plan.building import build_recognizer
+from harness.measure.segmentation import SegmentTimes
+from harness.measure.trained import trained_recognizer
 from harness.plan.protocol import Protocol
 from harness.plan.units import EvalSpec
 from harness.store import artifacts, sources
@@ -28,17 +29,34 @@ from harness.store.records import Record, commit_record
 Report = Callable[[Mapping[str, Any]], None]
 
 
-def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: str, report: Report) -> Record:
-    """Evaluate at all operating points and commit the record of `spec`."""
+def record_evaluation(
+    spec: EvalSpec,
+    work_dir: Path,
+    *,
+    device: str,
+    command: str,
+    report: Report,
+    segment_times: Mapping[str, Any] | None = None,
+) -> Record:
+    """Evaluate at all operating points and commit the record of `spec`.
+
+    Args:
+        spec: The evaluation.
+        work_dir: Where its artifacts lie.
+        device: `cpu` or `cuda`.
+        command: The command line.
+        report: Told of progress.
+        segment_times: What `harness.work.timing_session.time_segments` found, where budgets are in milliseconds.
+    """
     protocol = _protocol(spec.protocol)
     videos = spec.data.open(spec.fingerprint)
-    recognizer = build_recognizer(spec.method, spec.settings)
-    state = (
-        artifacts.read_weights(spec.checkpoint) if spec.checkpoint else artifacts.load_state(work_dir, spec.artifact)
+    recognizer = trained_recognizer(
+        spec.method, spec.settings, work_dir, artifact=spec.artifact, checkpoint=spec.checkpoint
     )
-    artifacts.load_into(recognizer, state, origin=spec.checkpoint or spec.artifact)
-    code = sources.loaded("evaluation", [_artifact(work_dir, key)["sources"] for key in spec.chain])
-    evaluator = Evaluator(recognizer, videos, protocol, device=device, report=report)
+    rests_on = [_artifact(work_dir, key)["sources"] for key in spec.chain]
+    code = sources.loaded("evaluation", rests_on if segment_times is None else [*rests_on, segment_times["sources"]])
+    times = None if segment_times is None else SegmentTimes.of(segment_times)
+    evaluator = Evaluator(recognizer, videos, protocol, device=device, report=report, times=times)
     split = protocol.test_split
     points = evaluator.points()
     shown = shown_points(points)
@@ -50,7 +68,10 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
         "targets": targets,
     }
     names = reported(videos.card.metric, len(videos.card.classes))
-    described = [_point(result, f"p{i}", table, targets, names, arrays) for i, result in enumerate(results)]
+    described = [
+        {**_point(result, f"p{i}", table, targets, names, arrays), "predicted": _predicted(evaluator, result)}
+        for i, result in enumerate(results)
+    ]
     overlay = next((r.overlay for r in reversed(results) if r.overlay), None)
     result = {
         "kind": "evaluation",
@@ -68,6 +89,7 @@ def record_evaluation(spec: EvalSpec, work_dir: Path, *, device: str, command: s
         "training": _training(spec, work_dir, protocol),
         "points": described,
         "cost": {"table": table.rows(), "whole_check": check},
+        "segment_times": segment_times and {k: v for k, v in segment_times.items() if k != "sources"},
         "provenance": provenance(shlex.split(command)),
         "sources": code,
         "made_with": sources.made_with(device),
@@ -110,6 +132,18 @@ def _point(
         "frames": {"mean": float(frames.mean()), "std": float(frames.std())},
         "exits": exits,
         "decisions": {name: _shares(values) for name, values in trace.decisions.items()},
+    }
+
+
+def _predicted(evaluator: Evaluator, result: PointResult) -> dict[str, Any] | None:
+    choice = evaluator.choices.get(result.point.name)
+    if choice is None:
+        return None
+    return {
+        "seconds": choice.seconds,
+        "stops": list(choice.stops),
+        "quality": choice.quality,
+        "considered": choice.considered,
     }
 
 

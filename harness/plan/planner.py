@@ -20,6 +20,7 @@ from harness.plan.overrides import Overrides
 from harness.plan.pretraining import CLASSES, PRETRAINING, pretraining_stage
 from harness.plan.protocol import Protocol
 from harness.plan.recipes import Recipe, adapted, paper_recipe
+from harness.plan.timing import Clock, budgeted
 from harness.plan.units import DataSpec, EvalSpec, Spec, TrainSpec, Weights, training_part
 
 STAGE_FIELDS = get_type_hints(Stage)
@@ -54,6 +55,7 @@ class Planner:
         size: tiny or paper.
         weights_dir: Where ImageNet files lie; None where none are there.
         overrides: Changes to settings and recipes.
+        clock: Where segments are timed; needed where budgets are in milliseconds.
     """
 
     def __init__(
@@ -65,9 +67,10 @@ class Planner:
         size: str,
         weights_dir: Path | None = None,
         overrides: Overrides | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.data, self.videos, self.protocol, self.size = data, videos, protocol, size
-        self.weights_dir = weights_dir
+        self.weights_dir, self.clock = weights_dir, clock
         self.overrides = overrides or Overrides()
         self.stage_names: set[str] = set()
         """Names of all stages planned so far."""
@@ -80,21 +83,21 @@ class Planner:
         """
         method = self._shortest(asked)
         train = self.chain(method, seed, {}, asked=asked)
-        last = train[-1]
+        last, settings = train[-1], self.settings(method, asked=asked)
+        exits = self._recognizer(method, settings).exits  # settings that it cannot have are told here
         evaluation = EvalSpec(
             method=method,
             size=self.size,
-            settings=self.settings(method, asked=asked),
+            settings=settings,
             artifact=last.key,
             chain=tuple(s.key for s in train),
             own_chain=tuple(s.key for s in train if s.method == last.method),
             data=self.data,
             fingerprint=self.videos.fingerprint,
             seed=seed,
-            protocol=plain(self.protocol),
             initialisation=last.initialisation,
+            **budgeted(self.protocol, exits, self.clock),
         )
-        self._recognizer(method, evaluation.settings)  # settings that it cannot have are told before anything starts
         return Cell(method, self.data, seed, train, evaluation)
 
     def chain(

@@ -15,7 +15,7 @@ from harness.errors import UsageError, unknown
 from harness.plan.overrides import Overrides
 from harness.plan.planner import Cell, Planner, check_overrides
 from harness.plan.protocol import Protocol, split_roles
-from harness.plan.timing import TimingPlan
+from harness.plan.timing import Clock, TimingPlan
 from harness.plan.units import DataSpec
 
 
@@ -32,6 +32,8 @@ class Request:
     protocol: Protocol = field(default_factory=Protocol)
     overrides: Overrides = field(default_factory=Overrides)
     timing: TimingPlan = field(default_factory=TimingPlan)
+    clock: Clock | None = None
+    """Where segments are timed; needed where `protocol.budget_unit` is ms."""
     weights_dir: Path | None = None
     device: str = "cpu"
     jobs: int = 1
@@ -72,6 +74,7 @@ def resolve(request: Request) -> tuple[list[Cell], dict[str, str]]:
                 size=request.size,
                 weights_dir=request.weights_dir,
                 overrides=request.overrides,
+                clock=request.clock,
             )
             cells += [planner.cell(method, seed) for seed in request.seeds]
             stage_names |= planner.stage_names

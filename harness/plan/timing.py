@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from harness.contract.values import plain
 from harness.errors import UsageError, unknown
+from harness.plan.protocol import Protocol, budget_label
 from harness.plan.units import MODES, DataSpec, LatencySpec
 
 
@@ -76,8 +78,37 @@ class TimingPlan:
                 threads=self.threads,
                 options={"min_seconds": self.min_seconds, "launches": self.launches},
                 quiet_wait_s=self.quiet_wait_s,
+                budgets=budget_label(evaluation["protocol"]),
             )
             for point in points or names
             for batch in self.batches
             for mode in self.modes
         ]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where segments are timed for budgets in milliseconds."""
+
+    machine: str
+    """Fingerprint (harness.measure.machine)."""
+    device: str
+    quiet_wait_s: float
+    """How long a quiet machine is waited for."""
+
+
+def budgeted(protocol: Protocol, exits: int, clock: Clock | None) -> dict[str, Any]:
+    """`protocol`, `timed_on` and `quiet_wait_s` of the EvalSpec of a method with so many exits.
+
+    A method without exits has nothing to calibrate: its evaluation is the same for every unit.
+
+    Raises:
+        UsageError: budgets are in milliseconds, and there is no clock.
+    """
+    if protocol.budget_unit == "gflops" or not exits:
+        return {"protocol": plain(replace(protocol, budget_unit="gflops", budget_batch=1))}
+    if clock is None:
+        raise UsageError("protocol.budget_unit=ms needs a clock: say on which machine and device segments are timed")
+    where = {"machine": clock.machine, "device": clock.device, "threads": protocol.threads}
+    form = {"dtype": "float32", "engine": "eager", "memory_format": "channels_last"}  # as evaluations run
+    return {"protocol": plain(protocol), "timed_on": {**where, **form}, "quiet_wait_s": clock.quiet_wait_s}

@@ -18,7 +18,7 @@ from harness.contract.groups import check
 from harness.contract.values import digest, from_mapping, plain
 from harness.errors import DataError
 from harness.plan import protocol as protocols
-from harness.plan.protocol import Protocol
+from harness.plan.protocol import TIME_BUDGETS, Protocol, budget_label
 from harness.store.work_dir import Kind, record_folder
 
 TRAINING_VERSION = 1
@@ -159,22 +159,26 @@ class EvalSpec:
     initialisation: str
     checkpoint: str | None = None
     """Path of a checkpoint evaluated without training."""
+    timed_on: Mapping[str, Any] | None = None
+    """Machine, device, threads, dtype, engine and memory format that its budgets in milliseconds hold for; None: they
+    are in multiply-accumulates, which are the same everywhere."""
+    quiet_wait_s: float = 0.0
+    """How long a quiet machine is waited for before segments are timed; what is timed does not depend on it."""
 
     @cached_property
     def key(self) -> str:
-        """Hash of everything the record depends on."""
-        return digest(
-            {
-                "version": protocols.VERSION,
-                "artifact": self.artifact,
-                "method": self.method,
-                "size": self.size,
-                "settings": self.settings,
-                "fingerprint": self.fingerprint,
-                "seed": self.seed,
-                "protocol": self.protocol,
-            }
-        )
+        """Hash of everything the record depends on; the machine is part of it only where budgets are times."""
+        depends = {
+            "version": protocols.VERSION,
+            "artifact": self.artifact,
+            "method": self.method,
+            "size": self.size,
+            "settings": self.settings,
+            "fingerprint": self.fingerprint,
+            "seed": self.seed,
+            "protocol": {k: v for k, v in self.protocol.items() if self.timed_on or k not in TIME_BUDGETS},
+        }
+        return digest(depends | ({"timed_on": self.timed_on} if self.timed_on else {}))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -192,7 +196,7 @@ class EvalSpec:
 
     def label(self) -> str:
         """Readable name for progress lines."""
-        return f"{self.method} on {self.data.label()} seed {self.seed}"
+        return f"{self.method}{budget_label(self.protocol)} on {self.data.label()} seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -219,11 +223,13 @@ class LatencySpec:
     """min_seconds (over all launches) and launches."""
     quiet_wait_s: float = 0.0
     """How long a quiet machine is waited for; what is timed does not depend on it."""
+    budgets: str = ""
+    """`budget_label` of the evaluation, for progress lines."""
 
     @cached_property
     def key(self) -> str:
         """Hash of everything the record depends on, the machine included."""
-        left_out = ("data", "method", "size", "quiet_wait_s")
+        left_out = ("data", "method", "size", "quiet_wait_s", "budgets")
         return digest({k: v for k, v in asdict(self).items() if k not in left_out})
 
     @property
@@ -243,7 +249,8 @@ class LatencySpec:
     def label(self) -> str:
         """Readable name for progress lines."""
         mode = "" if self.mode == "batch" else f", {self.mode}"
-        return f"{self.method} on {self.data.label()} seed {self.seed}: {self.point}, batch {self.batch}{mode}"
+        method = f"{self.method}{self.budgets}"
+        return f"{method} on {self.data.label()} seed {self.seed}: {self.point}, batch {self.batch}{mode}"
 
 
 Spec = TrainSpec | EvalSpec | LatencySpec

@@ -73,6 +73,12 @@ EVALUATION_SCHEMA: dict[str, str] = {
     "that were metered (every one, at every point and view); of a batch, whole count against trace x table; repeated "
     "{videos, seed}: forwards run once more without a meter, drawn with this seed; host_values: most values per video "
     "that left torch; declared: custom operators whose formula is the method's own",
+    "segment_times": "null (budgets are shares of multiply-accumulates) or {batch, rows, begin_s, segments, rounds, "
+    "videos, device, dtype, engine, memory_format, threads, others, gpu_others, slowed, clocks, disturbed}: what "
+    "budgets in milliseconds were calibrated with; rows: list of int, videos still there; begin_s: list of float by "
+    "rows, seconds before the first segment; segments: list of {first, last (exits), seconds (by rows)}, segments run "
+    "as one, with the decision who leaves behind them, medians of so many rounds over so many calibration videos; the "
+    "rest as in a latency record",
     "per_video.file": "str",
     "per_video.sha256": "str",
     "overlay.file": "str or absent",
@@ -88,6 +94,10 @@ POINT_SCHEMA: dict[str, str] = {
     "value": "float or null",
     "budget": "float or null, share of the full cost it was calibrated for",
     "settings": "dict",
+    "predicted": "null (budgets are shares of multiply-accumulates) or {seconds, stops, quality, considered}: of the "
+    "calibration split, one view; seconds: mean of a video by segment_times; stops: list of int, exits at which "
+    "somebody may leave; quality: main metric, of the best of so many sets of stops that were considered, which "
+    "flatters it: it chose, and says nothing else",
     "prefix": "str: arrays of per_video.npz are PREFIX_logits (N, C) float32, PREFIX_gflops (N,), "
     "PREFIX_exits (N,) where the method exits, PREFIX_frames (N,) frames used, "
     "PREFIX_decision_NAME (N, T); shared: ids (N,), targets (N, L) padded with -1",

@@ -95,6 +95,7 @@ class _Point:
     value: float | None
     budget: float | None
     gflops_accounted: _Mean | None = None
+    predicted: _Predicted | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,19 @@ class _Training:
 @dataclass(frozen=True)
 class _Protocol:
     test_split: str
+    budget_unit: Literal["gflops", "ms"] = "gflops"
+    budget_batch: int = 1
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _SegmentTimes:
+    device: dict[str, Any]
+    disturbed: list[str]
 
 
 @dataclass(frozen=True)
@@ -203,6 +217,7 @@ class Evaluation:
     sources: dict[str, str]
     per_video: File
     overlay: File | None = None
+    segment_times: _SegmentTimes | None = None
     disclosures: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -2,8 +2,8 @@
 
 Isolated processes keep counting apart from timing, give memory back, and let a killed run leave
 nothing behind: a job ends at once when its parent dies. Latencies are one job, which starts processes of its own
-(harness.work.timing_session). Progress goes as JSON lines to the file
-descriptor BENCH_PROGRESS; the exit status is 0 done, 1 failed (reason in the last line), 75 stopped on
+(harness.work.timing_session), as does an evaluation that needs times of segments. Progress goes as JSON lines to
+the file descriptor BENCH_PROGRESS; the exit status is 0 done, 1 failed (reason in the last line), 75 stopped on
 request with its state saved.
 """
 
@@ -41,8 +41,7 @@ def main() -> int:
     timed = [spec for spec in specs if isinstance(spec, LatencySpec)]
     if timed:
         return _time(timed, work_dir, request, report)
-    with at_work(work_dir, on_wait=lambda text: report({"note": text}), stop=_stop.is_set):
-        return _work_through(specs, work_dir, request, report)
+    return _work_through(specs, work_dir, request, report)
 
 
 def _time(specs: Sequence[LatencySpec], work_dir: Path, request: Mapping[str, Any], report: _Reporter) -> int:
@@ -99,6 +98,22 @@ def _work_through(specs: Sequence[Spec], work_dir: Path, request: Mapping[str, A
 
 
 def _work(spec: Spec, work_dir: Path, request: Mapping[str, Any], report: _Reporter) -> None:
+    times = None
+    if isinstance(spec, EvalSpec) and spec.timed_on is not None:
+        from harness.work.timing_session import time_segments
+
+        times = time_segments(spec, work_dir, timeout=request["timeout"], told=lambda text: report({"note": text}))
+        if times["disturbed"]:
+            reasons, place = "; ".join(times["disturbed"]), spec.folder(work_dir)
+            advice = f"when it is quiet, remove {place} and run again"
+            report({"told": [f"segments were timed while the machine was busy ({reasons}); {advice}"]})
+    with at_work(work_dir, on_wait=lambda text: report({"note": text}), stop=_stop.is_set):
+        _work_untimed(spec, work_dir, request, report, times)
+
+
+def _work_untimed(
+    spec: Spec, work_dir: Path, request: Mapping[str, Any], report: _Reporter, times: Mapping[str, Any] | None
+) -> None:
     use_threads(spec.threads)
     device = request["device"]
     if isinstance(spec, TrainSpec):
@@ -108,7 +123,9 @@ def _work(spec: Spec, work_dir: Path, request: Mapping[str, Any], report: _Repor
     elif isinstance(spec, EvalSpec):
         from harness.measure.recording import record_evaluation
 
-        record_evaluation(spec, work_dir, device=device, command=request["command"], report=report)
+        record_evaluation(
+            spec, work_dir, device=device, command=request["command"], report=report, segment_times=times
+        )
 
 
 class _Reporter:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import BenchError
-from harness.plan.units import LatencySpec, Spec, TrainSpec, to_plain
+from harness.plan.units import EvalSpec, LatencySpec, Spec, TrainSpec, to_plain
 from harness.store import artifacts, sources
 from harness.store.files import write_json
 from harness.store.records import read_record
@@ -102,7 +102,7 @@ class Scheduler:
     Args:
         work_dir: Root of the results; locked while running.
         device: `cpu` or `cuda`, for training and evaluation.
-        jobs: Processes side by side (latency always runs alone).
+        jobs: Processes side by side (what times runs alone).
         command: The command line, for the records.
         notify: Called whenever a task's status or progress changes.
         timeout: Seconds after which a job is ended and counted as failed.
@@ -211,13 +211,14 @@ class Scheduler:
                 self.notify(task)
 
     def _start(self) -> None:
-        timing = any(isinstance(p.tasks[0].spec, LatencySpec) for p in self.running)
+        timing = any(_times(p.tasks[0].spec) for p in self.running)
         ready = self._ready()
-        work = [t for t in ready if not isinstance(t.spec, LatencySpec)]
+        work = [t for t in ready if not _times(t.spec)]
         for task in work[: 0 if timing else self.jobs - len(self.running)]:
             self._launch([task])
-        if not self.running and not work and ready:  # one job times everything: models are interleaved
-            self._launch(ready)
+        if not self.running and not work and ready:
+            evaluations = [t for t in ready if isinstance(t.spec, EvalSpec)]
+            self._launch(evaluations[:1] or ready)  # one job times all latencies: models are interleaved
 
     def _ready(self) -> list[Task]:
         """What waits for nothing but its turn."""
@@ -373,6 +374,11 @@ class Scheduler:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _times(spec: Spec) -> bool:
+    """Whether it times something, for which it runs alone."""
+    return isinstance(spec, LatencySpec) or (isinstance(spec, EvalSpec) and spec.timed_on is not None)
 
 
 def finish(

@@ -1,5 +1,7 @@
 """Timing all that a run asks for: fresh processes, models interleaved, on a machine as quiet as can be. No torch.
 
+The segments of one evaluation are timed likewise, by a single process, before exits are calibrated for milliseconds.
+
 One session holds the machine's lock. In each of its rounds every model is launched once, in a process of its own that
 times all its points and batch sizes; the next round goes through them the other way round. So what the machine does
 meanwhile falls on all of them, and the luck of one start (where memory lies, which kernels are chosen) on none.
@@ -23,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import BenchError
-from harness.measure.launches import check_outputs, merged
+from harness.measure.launches import check_outputs, disturbances, merged
 from harness.measure.machine import machine_lock, visible_gpu, wait_until_quiet
 from harness.measure.provenance import now, provenance
-from harness.plan.units import LatencySpec, to_plain
+from harness.plan.units import EvalSpec, LatencySpec, to_plain
 from harness.store.records import commit_record
 from harness.work.processes import how_ended
 
@@ -70,16 +72,12 @@ def time_all(
 ) -> bool:
     """Time `specs` and commit their records; says whether all went well. Failures are reported with their reason."""
     models = by_model(specs)
+    limit, threads = max(spec.quiet_wait_s for spec in specs), min(spec.threads for spec in specs)
 
     def told(text: str) -> None:
         report(specs[0].key, {"note": text})
 
-    began = time.monotonic()
-    limit = max(spec.quiet_wait_s for spec in specs)
-    with machine_lock(work_dir, patience_s=limit, on_wait=told) as beside, _scratch_folder() as scratch:
-        left = max(0.0, limit - (time.monotonic() - began)) if beside is None else 0.0
-        gpu = visible_gpu() if specs[0].device.startswith("cuda") else None
-        patience = Patience(left, min(spec.threads for spec in specs), gpu, told)
+    with _machine_held(work_dir, limit, threads, specs[0].device, told) as (beside, scratch, patience):
         run_session(models, Workers(work_dir, scratch, timeout), patience, report)
     for model in models:
         for spec in (s for s in model.specs if s.key not in model.failed):
@@ -91,6 +89,44 @@ def time_all(
         for key, reason in model.failed.items():
             report(key, {"error": reason})
     return not any(model.failed for model in models)
+
+
+def time_segments(
+    spec: EvalSpec, work_dir: Path, *, timeout: float | None, told: Callable[[str], None]
+) -> dict[str, Any]:
+    """Times of the segments of a trained method: `segment_times` of the record of `spec`, and the `sources` behind it.
+
+    Args:
+        spec: An evaluation with budgets in milliseconds.
+        work_dir: Where its artifacts lie.
+        timeout: Seconds after which the process that times is ended.
+        told: Called with what is waited for, and when timing begins.
+
+    Raises:
+        BenchError: nothing could be timed, with the reason.
+    """
+    assert spec.timed_on is not None
+    device = spec.timed_on["device"]
+    with _machine_held(work_dir, spec.quiet_wait_s, spec.threads, device, told) as (beside, scratch, patience):
+        gpu_others = patience()
+        told("timing segments")
+        answer = Workers(work_dir, scratch, timeout).answers([spec], scratch / "segments.json")[spec.key]
+    if "error" in answer:
+        raise BenchError(f"timing segments: {answer['error']}")
+    found = {**answer["found"], "gpu_others": gpu_others}
+    return {**found, "disturbed": disturbances([found], beside)}
+
+
+@contextmanager
+def _machine_held(
+    work_dir: Path, limit_s: float, threads: int, device: str, told: Callable[[str], None]
+) -> Iterator[tuple[str | None, Path, Patience]]:
+    """Hold the machine's lock: who else is at work, a folder for answers, and what is left of the limit of waiting."""
+    began = time.monotonic()
+    with machine_lock(work_dir, patience_s=limit_s, on_wait=told) as beside, _scratch_folder() as scratch:
+        left = max(0.0, limit_s - (time.monotonic() - began)) if beside is None else 0.0
+        gpu = visible_gpu() if device.startswith("cuda") else None
+        yield beside, scratch, Patience(left, threads, gpu, told)
 
 
 def by_model(specs: Sequence[LatencySpec]) -> list[Model]:
@@ -144,15 +180,14 @@ class Workers:
 
     def __call__(self, model: Model, examine: bool, launch: int) -> Mapping[str, Any]:
         """Answers by key: what was `found`, or the `error`."""
-        out, specs = self.scratch / f"{model.number}.json", model.specs if examine else model.todo
+        out, arrays = (self.scratch / f"{model.number}.{ending}" for ending in ("json", "npz"))
+        specs = model.specs if examine else model.todo
+        return self.answers(specs, out, examine=examine, first=launch == 0, arrays=str(arrays))
+
+    def answers(self, specs: Sequence[LatencySpec | EvalSpec], out: Path, **asked: Any) -> Mapping[str, Any]:
+        """Answers by key of one process to a request (harness.work.timing_worker), by way of the file `out`."""
         out.unlink(missing_ok=True)
-        request = {
-            "specs": [to_plain(spec) for spec in specs],
-            "examine": examine,
-            "first": launch == 0,
-            "out": str(out),
-            "arrays": str(self.scratch / f"{model.number}.npz"),
-        }
+        request = {"specs": [to_plain(spec) for spec in specs], "out": str(out), **asked}
         threads = str(specs[0].threads)
         process = subprocess.Popen(
             [sys.executable, "-m", "harness.work.timing_worker", str(self.work_dir)],

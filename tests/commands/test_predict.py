@@ -107,12 +107,19 @@ def test_calibrated_points_come_from_the_records_of_the_checkpoint(clip: Path, t
         ("d", "K", "2026-01-04", {**own, "exit_score": "logit"}),
     ):
         recorded(tmp_path / "w", key, owner, created, settings, never if key == "a" else at_once)
+    recorded(tmp_path / "w", "e", "K", "2026-01-05", own, at_once, budget_unit="ms")
     for name in ("exit@0.50", "exit@0.5"):
         assert predict(clip, folder, point=name).exit_step == 5
 
 
 def recorded(
-    work_dir: Path, key: str, artifact: str, created: str, settings: dict[str, Any], thresholds: list[float]
+    work_dir: Path,
+    key: str,
+    artifact: str,
+    created: str,
+    settings: dict[str, Any],
+    thresholds: list[float],
+    **protocol: Any,
 ) -> None:
     """An evaluation of `artifact` that found these thresholds for half the cost."""
     fake = replace(V2, settings=settings, curve=[])
@@ -120,6 +127,7 @@ def recorded(
     result = {k: v for k, v in whole.result.items() if k != "overlay"}
     found = {"name": "exit@0.50", "knob": "exit", "value": 0.5, "budget": 0.5, "settings": {"thresholds": thresholds}}
     changes = {"key": key, "artifact": artifact, "created": created, "points": [{**result["points"][0], **found}]}
+    changes["protocol"] = {**result["protocol"], **protocol}
     commit_record(work_dir / "records" / "evaluation" / key, {**result, **changes}, per_video=whole.arrays())
 
 

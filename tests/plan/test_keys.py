@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from harness.errors import UsageError
 from harness.plan.overrides import Overrides
 from harness.plan.planner import Planner
-from harness.plan.protocol import Protocol
-from harness.plan.units import DataSpec
+from harness.plan.protocol import TIME_BUDGETS, Protocol
+from harness.plan.timing import Clock
+from harness.plan.units import DataSpec, EvalSpec, read_spec, to_plain
 
 
 class Videos:
@@ -20,8 +24,8 @@ class Videos:
         self.splits = {"train": tuple(range(1200))}
 
 
-def planner(**changes: object) -> Planner:
-    return Planner(DataSpec("glyphs", "data", "tiny"), Videos("glyphs"), Protocol(), size="tiny", **changes)  # type: ignore[arg-type]
+def planner(protocol: Protocol = Protocol(), **changes: object) -> Planner:
+    return Planner(DataSpec("glyphs", "data", "tiny"), Videos("glyphs"), protocol, size="tiny", **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -86,3 +90,34 @@ def test_an_override_to_the_default_is_the_plain_method() -> None:
 def test_training_settings_retrain() -> None:
     plan = planner()
     assert plan.cell("adafocus-v2", 0).train[-1].key != plan.cell("adafocus-v2[random_pass=false]", 0).train[-1].key
+
+
+def in_ms(machine: str = "m", device: str = "cpu", method: str = "adafocus-v2", **changes: int) -> EvalSpec:
+    protocol = Protocol(budget_unit="ms", **changes)  # type: ignore[arg-type]
+    return planner(protocol, clock=Clock(machine, device, 60.0)).cell(method, 0).evaluation
+
+
+def test_budgets_in_time_belong_to_machine_device_batch_and_threads() -> None:
+    keys = [in_ms(), in_ms("other"), in_ms(device="cuda"), in_ms(budget_batch=16), in_ms(threads=2)]
+    usual = planner().cell("adafocus-v2", 0)
+    assert len({spec.key for spec in [*keys, usual.evaluation]}) == 6
+    assert keys[0].artifact == usual.evaluation.artifact, "one training serves both"
+    assert read_spec(to_plain(keys[0])).key == keys[0].key
+    assert replace(keys[0], quiet_wait_s=0.0).key == keys[0].key
+    assert keys[0].label().startswith("adafocus-v2 (ms) on") and "(ms, batch 16)" in keys[3].label()
+
+
+def test_keys_of_budgets_in_macs_know_nothing_of_time() -> None:
+    spec = planner().cell("adafocus-v2", 0).evaluation
+    before = replace(spec, protocol={k: v for k, v in spec.protocol.items() if k not in TIME_BUDGETS})
+    assert before.key == spec.key and spec.timed_on is None
+
+
+def test_without_exits_there_is_nothing_to_calibrate() -> None:
+    for method in ("tsn", "random-patch"):
+        assert in_ms(method=method) == planner().cell(method, 0).evaluation
+
+
+def test_time_needs_a_clock() -> None:
+    with pytest.raises(UsageError, match="protocol.budget_unit=ms needs a clock"):
+        planner(Protocol(budget_unit="ms")).cell("adafocus-v2", 0)

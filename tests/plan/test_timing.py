@@ -14,6 +14,7 @@ EVALUATION = {
     "key": "abc",
     "seed": 3,
     "method": {"name": "adafocus-v2", "size": "tiny"},
+    "protocol": {},
     "points": [{"name": name} for name in ("full", "exit@0.30", "exit@0.50", "exit@0.75")],
 }
 

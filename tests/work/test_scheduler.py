@@ -15,7 +15,7 @@ import torch
 from harness.contract.declarations import Stage
 from harness.contract.values import plain
 from harness.errors import BenchError
-from harness.plan.units import DataSpec, LatencySpec, Spec, TrainSpec, Weights
+from harness.plan.units import DataSpec, EvalSpec, LatencySpec, Spec, TrainSpec, Weights
 from harness.store import artifacts, sources
 from harness.work import scheduler as work
 from harness.work.scheduler import Scheduler, Task
@@ -57,6 +57,11 @@ def spec(stage: str = "main", seed: int = 0) -> TrainSpec:
 def timed(evaluation: str) -> LatencySpec:
     data = DataSpec("glyphs", "data", "tiny")
     return LatencySpec(evaluation, "tsn", "tiny", data, 0, point="full", batch=1, machine="m", device="cpu", options={})
+
+
+def in_ms(seed: int) -> EvalSpec:
+    data, protocol = DataSpec("glyphs", "data", "tiny"), {"threads": 1, "budget_unit": "ms", "budget_batch": 1}
+    return EvalSpec("v2", "tiny", {}, "a", (), (), data, "f", seed, protocol, "stills", timed_on={"machine": "m"})
 
 
 @pytest.fixture
@@ -203,6 +208,22 @@ def test_the_first_interrupt_is_answered_at_once(endless: list[Spec], what: str,
     scheduler.notify = lambda task: told.extend(f"{task.status}: {note}" for note in task.notes[len(told) :])
     assert {task.status for task in done(scheduler)} == {"stopped"}
     assert told == [f"running: {what}; a second Ctrl-C ends it at once"]
+
+
+def test_an_evaluation_that_times_segments_runs_alone(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = [in_ms(0), in_ms(1), spec(), timed("e"), timed("f")]
+    scheduler, launched = start(*specs), list[list[str]]()
+
+    def launch(tasks: list[Task]) -> None:
+        launched.append([task.key for task in tasks])
+        for task in tasks:
+            task.status = "done"
+
+    monkeypatch.setattr(scheduler, "_launch", launch)
+    for _ in range(4):
+        scheduler._start()
+    one, other, train, *latencies = (s.key for s in specs)
+    assert launched == [[train], [one], [other], latencies]
 
 
 def test_what_is_kept_although_stale_is_made_again_with_its_inputs(start: Start, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 import torch
 
 from harness.errors import BenchError
+from harness.measure import recording
 from harness.measure.machine import Quiet
-from harness.plan.units import DataSpec, LatencySpec
+from harness.plan.units import DataSpec, EvalSpec, LatencySpec
 from harness.store.records import LATENCY_SCHEMA, read_record
 from harness.work import jobs, timing_session
 from harness.work.processes import use_threads
@@ -120,6 +122,55 @@ def test_a_process_that_dies_fails_what_it_was_to_time(tmp_path: Path, monkeypat
 def test_how_long_one_waits_is_no_part_of_what_is_timed() -> None:
     assert spec("a", quiet_wait_s=5.0).key == spec("a").key
     assert spec("a", options={"launches": 1}).key != spec("a").key
+
+
+def evaluation() -> EvalSpec:
+    data, setup = DataSpec("glyphs", "data", "tiny"), {"machine": "m", "device": "cpu"}
+    return EvalSpec(
+        "v2", "tiny", {}, "a", (), (), data, "f", 0, {"threads": 1, "budget_unit": "ms", "budget_batch": 1}, "stills",
+        timed_on=setup,
+    )  # fmt: skip
+
+
+def test_segments_are_timed_by_one_process_that_holds_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, asked, notes = evaluation(), [], list[str]()
+
+    def answers(self: Workers, specs: Any, out: Path, **more: Any) -> Mapping[str, Any]:
+        asked.append((specs, more))
+        busy = {"others": 0.5, "slowed": [], "threads": 1, "clocks": {"before": {"affinity": 2}}}
+        found = {"found": {"rows": [1], "sources": {}, **busy}}
+        return {wanted.key: found if len(asked) == 1 else {"error": "broken"}}
+
+    monkeypatch.setattr(timing_session, "wait_until_quiet", lambda *_, **__: Quiet(0.0, None))
+    monkeypatch.setattr(timing_session.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Workers, "answers", answers)
+    found = timing_session.time_segments(wanted, tmp_path, timeout=None, told=notes.append)
+    assert asked == [([wanted], {})] and notes[-1] == "timing segments"
+    assert found["disturbed"] == ["load 0.50 per core by other processes"] and found["gpu_others"] is None
+    with pytest.raises(BenchError, match="timing segments: broken"):
+        timing_session.time_segments(wanted, tmp_path, timeout=None, told=notes.append)
+
+
+def test_segments_are_timed_before_the_job_counts_as_work_that_disturbs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = list[Any]()
+
+    @contextmanager
+    def at_work(*_: object, **__: object) -> Iterator[None]:
+        done.append("at work")
+        yield
+
+    monkeypatch.setattr(jobs, "at_work", at_work)
+    found, told = {"disturbed": ["load 0.50"]}, list[str]()
+    monkeypatch.setattr(timing_session, "time_segments", lambda *_, **__: done.append("timed") or found)
+    monkeypatch.setattr(recording, "record_evaluation", lambda *_, **more: done.append(more["segment_times"]))
+    request = {"device": "cpu", "command": "bench.py run", "timeout": None}
+    jobs._work(evaluation(), tmp_path, request, lambda line: told.extend(line["told"]))  # type: ignore[arg-type]
+    assert done == ["timed", "at work", found]
+    assert len(told) == 1 and "busy (load 0.50); when it is quiet, remove" in told[0]
 
 
 def test_threads_are_those_of_opencv_too() -> None:
