@@ -20,7 +20,10 @@ class Claims:
     """Comparisons among the points of one table."""
 
     def __init__(self, group: Group, points: Sequence[Point]) -> None:
-        self.group, self.points = group, list(points)
+        self.group = group
+        self.originals = {id(p): group.original(p) for p in points}
+        self.points = list({id(p): p for p in self.originals.values()}.values())
+        """Those that differ: a default point that was evaluated for several units of budgets is one."""
         self.alpha = SIGNIFICANT / max(len(self.points) - 1, 1)
         """One-sided, of each comparison with the best."""
 
@@ -34,17 +37,19 @@ class Claims:
         if len(self.points) < 2 or self.group.mixed:
             return set()
         ordered = sorted(self.points, key=lambda p: -self.value(p))
-        return {
+        found = {
             id(p)
             for place, p in enumerate(ordered)
             if not any(self.group.effect(better, p).better(self.alpha) for better in ordered[:place])
         }
+        return {i for i, original in self.originals.items() if id(original) in found}
 
     def tags(self) -> dict[int, str]:
         """Points of the observed front by identity: PARETO where every point as cheap is shown to be worse."""
         values = [self.value(p) for p in self.points]
         front = [self.points[i] for i in pareto([p.gflops for p in self.points], values)]
-        return {id(p): PARETO if self._undominated(p, SIGNIFICANT / len(front)) else OBSERVED for p in front}
+        tags = {id(p): PARETO if self._undominated(p, SIGNIFICANT / len(front)) else OBSERVED for p in front}
+        return {i: tags[id(original)] for i, original in self.originals.items() if id(original) in tags}
 
     def _undominated(self, point: Point, alpha: float) -> bool:
         rivals = [p for p in self.points if p is not point and p.gflops <= point.gflops]

@@ -21,12 +21,13 @@ from harness.contract.values import digest
 from harness.errors import BenchError
 from harness.measure.metrics import Metric, metric, softmax
 from harness.measure.statistics import FEWEST_VIDEOS, LEVEL, Effect, difference
+from harness.plan.protocol import budget_label
 from harness.store.files import read_json
 from harness.store.records import Record, read_records, say_left_out
 from harness.store.shapes import FailureNote
 from reports.timings import Timing, find, timings
 
-NOT_COMPARED = ("budgets", "eval_batch", "threads", "test_seed")
+NOT_COMPARED = ("budgets", "budget_unit", "budget_batch", "eval_batch", "threads", "test_seed")
 """Protocol settings that change which points exist or the last digit, not what a number means."""
 
 DATA_NOTES = {
@@ -105,6 +106,15 @@ class Method:
     @property
     def seeds(self) -> list[int]:
         return sorted({int(r.result["seed"]) for r in self.records})
+
+    @property
+    def budgets(self) -> str:
+        """Empty where exits were calibrated for multiply-accumulates; else ` (ms)`, with the batch if it is not 1."""
+        return budget_label(self.records[0].result["protocol"])
+
+    def is_kin(self, other: Method) -> bool:
+        """Whether both are one method, whose exits were perhaps calibrated for budgets of another unit."""
+        return training(self.records[0]) == training(other.records[0])
 
     def curves(self) -> list[list[Point]]:
         """Points of each knob in order of cost, the default point among them."""
@@ -186,6 +196,13 @@ class Group:
             found = seed_scores(method.records, self.metric)
             self._scores |= {id(p): found[p.name] for p in method.points}
         return self._scores[id(point)]
+
+    def original(self, point: Point) -> Point:
+        """The point, or where it is the default of a method whose kin come before it, the first one's: they are one."""
+        method = next(m for m in self.methods if any(p is point for p in m.points))
+        if point is not method.default:
+            return point
+        return min((m for m in self.methods if m.is_kin(method)), key=lambda m: m.budgets).default
 
     def effect(self, a: Point, b: Point, level: float = LEVEL) -> Effect:
         """How much better point `a` is than `b` (positive: better), over videos and seeds."""
@@ -311,6 +328,7 @@ def _group(records: Sequence[Record], latencies: Sequence[Record]) -> Group:
     notes += _about_the_weights(kept)
     first = kept[0].result
     methods = _methods(kept, latencies)
+    notes += [note for m in methods if (note := _about_the_budgets(m))]
     group = Group(first["dataset"]["title"], "", first["dataset"], first["protocol"], methods, notes)
     methods.sort(key=lambda m: group.quality(m.default), reverse=group.metric.higher_is_better)
     counts = {len(m.seeds) for m in methods}
@@ -349,6 +367,20 @@ def _about_the_weights(records: Sequence[Record]) -> list[str]:
     return [f"Changed while {title} was trained: {', '.join(what)}." for title, what in changed.items() if what]
 
 
+def _about_the_budgets(method: Method) -> str:
+    """Where the times come from that a method's exits were calibrated for; empty where these are no times."""
+    times = [found for r in method.records if (found := r.result.get("segment_times"))]
+    if not times:
+        return ""
+    batch, threads, device = times[0]["batch"], times[0]["threads"], times[0]["device"]["name"]
+    disturbed = "; ".join(dict.fromkeys(reason for found in times for reason in found["disturbed"]))
+    return (
+        f"{method.label}: budgets are shares of the time at batch {batch} on {device}, {threads} "
+        f"thread{'s' if threads != 1 else ''}; stops and thresholds were chosen for measured times of segments"
+        + (f", taken while the machine was busy ({disturbed})." if disturbed else ".")
+    )
+
+
 def _mixed(records: Sequence[Record]) -> list[str]:
     """Note several fingerprints in one table."""
     by_fingerprint: dict[str, list[Record]] = defaultdict(list)
@@ -361,7 +393,16 @@ def _mixed(records: Sequence[Record]) -> list[str]:
 
 
 def identity(record: Record) -> str:
-    """What makes two records seeds of the same thing."""
+    """What makes two records seeds of the same thing: the training, and what exits were calibrated for."""
+    times = record.result.get("segment_times")
+    if times is None:
+        return training(record)
+    setup = [times[name] for name in ("batch", "dtype", "engine", "memory_format", "threads")]
+    return digest([training(record), times["device"]["kind"], times["device"]["fingerprint"], *setup])
+
+
+def training(record: Record) -> str:
+    """What makes two records seeds of one method, whatever its exits were calibrated for."""
     method = record.result["method"]
     settings = [method["name"], method["size"], method["settings"], record.result["initialisation"]]
     return digest([*settings, [stage.get("recipe") for stage in record.result["training"]["stages"]]])
@@ -379,7 +420,9 @@ def _newest(records: Sequence[Record]) -> tuple[list[Record], int]:
 
 def _methods(records: Sequence[Record], latencies: Sequence[Record]) -> list[Method]:
     parts: dict[str, list[Record]] = defaultdict(list)
-    for record in sorted(records, key=lambda r: (r.result["method"]["name"], r.result["seed"])):
+    for record in sorted(
+        records, key=lambda r: (r.result["method"]["name"], budget_label(r.result["protocol"]), r.result["seed"])
+    ):
         parts[identity(record)].append(record)
     labels = _labels([found[0] for found in parts.values()])
     methods = []
@@ -450,10 +493,11 @@ def _labels(records: Sequence[Record]) -> list[str]:
             "init": r.result["initialisation"],
             "epochs": "+".join(str(s["epochs"]) for s in r.result["training"]["stages"] if not s["shared"]),
             "recipe": digest([s.get("recipe") for s in r.result["training"]["stages"]], 6),
+            **_timed_on(r),
         }
         for r in records
     ]
-    titles = [str(r.result["method"]["title"]) for r in records]
+    titles = [f"{r.result['method']['title']}{budget_label(r.result['protocol'])}" for r in records]
     labels = []
     for title, fact in zip(titles, facts, strict=True):
         rivals = [f for t, f in zip(titles, facts, strict=True) if t == title]
@@ -462,6 +506,15 @@ def _labels(records: Sequence[Record]) -> list[str]:
             differing = [k for k in differing if k != "recipe"]
         labels.append(title + (f" ({', '.join(f'{k}={fact[k]}' for k in differing)})" if differing else ""))
     return labels
+
+
+def _timed_on(record: Record) -> dict[str, Any]:
+    """Where segments were timed for budgets in milliseconds."""
+    times = record.result.get("segment_times")
+    if times is None:
+        return {}
+    device = times["device"]
+    return {"on": device["name"], "machine": device["fingerprint"], "threads": times["threads"]}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

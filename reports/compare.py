@@ -22,6 +22,7 @@ from harness.contract.values import digest
 from harness.errors import BenchError
 from harness.measure.metrics import metric
 from harness.measure.statistics import SIGNIFICANT, difference, holm
+from harness.plan.protocol import budget_label
 from harness.store.records import Record, read_records
 from reports.claims import signed
 from reports.collect import NOT_COMPARED, identity, seed_scores
@@ -45,6 +46,8 @@ class Change:
     method: str
     settings: str
     """The constructor settings, as JSON: cells of one method differ in them."""
+    budgets: str
+    """Empty where exits were calibrated for multiply-accumulates; else ` (ms)`, with the batch if it is not 1."""
     recipe: str
     """`recipe` and the hash of its stages' recipes and initialisation."""
     seeds: tuple[int, int]
@@ -169,7 +172,7 @@ def _table(comparison: Comparison) -> Table:
         Row(
             (
                 Cell(f"{c.dataset} ({c.part})" if c.part else c.dataset),
-                Cell(" ".join([c.method, *_apart(c, several)])),
+                Cell(" ".join([f"{c.method}{c.budgets}", *_apart(c, several)])),
                 Cell(f"{c.seeds[0]}, {c.seeds[1]}"),
                 Cell(c.point),
                 Cell(c.metric),
@@ -224,7 +227,8 @@ def _names(cells: Iterable[tuple[str, Sequence[Record]]]) -> dict[str, str]:
 def _name(record: Record) -> str:
     method, dataset = record.result["method"], record.result["dataset"]
     part = f" ({dataset['part']})" if dataset.get("part") else ""
-    return f"{method['name']} ({method['size']}) on {dataset['name']}{part}"
+    budgets = budget_label(record.result["protocol"])
+    return f"{method['name']}{budgets} ({method['size']}) on {dataset['name']}{part}"
 
 
 def _settings(record: Record) -> str:
@@ -267,6 +271,7 @@ def _changes(
             part=first["dataset"].get("part"),
             method=first["method"]["name"],
             settings=_settings(one[0]),
+            budgets=budget_label(first["protocol"]),
             recipe=_recipe(one[0]),
             seeds=(len(a), len(b)),
             point=point,

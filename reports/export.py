@@ -61,6 +61,9 @@ def _point(result: Any, point: Any) -> dict[str, Any]:
         "knob": point["knob"],
         "value": point["value"],
         "budget": point["budget"],
+        "budget_unit": result["protocol"].get("budget_unit", "gflops"),
+        "budget_batch": result["protocol"].get("budget_batch", 1),
+        "predicted_ms": 1e3 * point["predicted"]["seconds"] if point.get("predicted") else None,
         "point_settings": _json(point["settings"]),
         "main_metric": dataset["metric"],
     }

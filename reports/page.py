@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.measure.metrics import classes_without_positives
+from harness.plan.protocol import TIME_BUDGETS
 from harness.store.records import Record
 from reports.claims import OBSERVED, PARETO
 from reports.collect import Group, Report
@@ -86,7 +87,7 @@ def _group(group: Group, pictures: GroupPictures, tables: Sequence[Table]) -> di
         "disclosures": group.disclosures,
         "departures": [(m.label, found) for m in group.methods if (found := _departures(m.records))],
         "methods": [_method(m.label, m.records) for m in group.methods],
-        "protocol": [(k.replace("_", " "), _text(v)) for k, v in group.protocol.items()],
+        "protocol": [(k.replace("_", " "), _text(v)) for k, v in group.protocol.items() if k not in TIME_BUDGETS],
         "fingerprint": dataset["fingerprint"],
     }
 

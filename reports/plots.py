@@ -196,7 +196,7 @@ def _frame(group: Group, marks: Sequence[Mark]) -> pd.DataFrame:
 def _published(group: Group, figure: Figure) -> None:
     """Hollow marks for what the papers printed of these methods on this dataset, by their own counters."""
     axes = figure.axes[0]
-    styles = {m.about["name"]: m.style for m in group.methods}
+    styles = {m.about["name"]: m.style for m in sorted(group.methods, key=lambda m: m.budgets, reverse=True)}
     printed = published_results(group.dataset["name"])
     marks = [
         (styles[r.ours], r.gflops, r.value)

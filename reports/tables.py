@@ -189,7 +189,7 @@ def timing_table(group: Group) -> Table | None:
 
 def findings(group: Group) -> list[str]:
     """What a reader should take from the group, in sentences, each with the interval of what it claims."""
-    points = [(m, p) for m in group.methods for p in m.points]
+    points = [(m, p) for m in group.methods for p in m.points if group.original(p) is p]
     claims = Claims(group, group.points)
     method, best = max(points, key=lambda mp: (claims.value(mp[1]), -mp[1].gflops))
     cost = cost_format([p.gflops for _, p in points])
@@ -224,11 +224,12 @@ def findings(group: Group) -> list[str]:
 
 def _against_others(group: Group, claims: Claims, method: Method, best: Point) -> str:
     """The margin over the next method, and which methods cannot be told from the best."""
-    others = [m for m in group.methods if m is not method]
+    others = [m for m in group.methods if not m.is_kin(method)]
     if not others or group.mixed:
         return ""
     second, point = max(((m, p) for m in others for p in m.points), key=lambda mp: claims.value(mp[1]))
-    tied = [m.label for m in others if any(id(p) in claims.contenders for p in m.points)]
+    told = {id(p) for p in claims.points} & claims.contenders
+    tied = [m.label for m in others if any(id(p) in told for p in m.points)]
     words = f"; not distinguishable from it: {_listed(tied)}" if tied else ""
     return f", {claims.against(best, point)} against the next method, {second.label}{words}"
 

@@ -268,8 +268,13 @@ def _latencies(names: Sequence[str], found: Sequence[Sequence[Method]]) -> tuple
 
 
 def _found(folds: Sequence[Group], name: str, defaults: Mapping[str, Mapping[str, Any]]) -> list[Method]:
-    """The method of that name in every fold; empty where one lacks it."""
-    found = [_matching(group, name, defaults) for group in folds]
+    """The method of that name in every fold; empty where one lacks it.
+
+    Where its exits were calibrated for several units of budgets, a name means multiply-accumulates; a label says which.
+    """
+    every = [_matching(group, name, defaults) for group in folds]
+    units = {m.budgets for methods in every for m in methods}
+    found = [[m for m in methods if m.budgets == min(units)] for methods in every]
     for methods in found:
         if len(methods) > 1:
             labels = ", ".join(repr(m.label) for m in methods)
