@@ -99,6 +99,10 @@ class Frames:
         if not isinstance(self.source, Tensor):
             self.source.leave(self.videos[rows])
 
+    def settled(self) -> Frames:
+        """The same, holding no other video's frames in memory; what a Source holds is its own matter."""
+        return self if self._whole or not isinstance(self.source, Tensor) else Frames(self.all())
+
     @staticmethod
     def join(parts: Sequence[Frames]) -> Frames:
         """Several as one; of frames in memory those of the videos still there are copied."""

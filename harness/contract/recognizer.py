@@ -194,7 +194,7 @@ class EfficientRecognizer(BaseRecognizer):
         This is the harness's side; a method has `classify`, or `begin` and `segment`.
         """
         thresholds = point_thresholds(point, self.exits)
-        with self._told(trace):
+        with self.telling(trace):
             if thresholds is None:
                 logits = self.classify(as_frames(clips), point, generator)
             else:
@@ -209,11 +209,12 @@ class EfficientRecognizer(BaseRecognizer):
         """Logits at all exits (B, K, C), for calibration; only for methods with exits."""
         if not self.exits:
             raise UsageError(f"{type(self).__name__} has no exits")
-        with self._told(trace):
+        with self.telling(trace):
             return every_exit(self, as_frames(clips))
 
     @contextmanager
-    def _told(self, trace: Trace) -> Iterator[None]:
+    def telling(self, trace: Trace) -> Iterator[None]:
+        """Components tell `trace` of their work meanwhile."""
         before, self.trace = self.trace, trace
         try:
             yield

@@ -111,6 +111,11 @@ def join(states: Sequence[Any]) -> Any:
     return states[0] if len(states) == 1 else _mapped(joined, states)
 
 
+def settle(state: Any) -> Any:
+    """The state without frames of videos that are not there: for one that lasts."""
+    return _mapped(lambda value: value.settled() if isinstance(value, Frames) else value, [state])
+
+
 def _mapped(function: Any, states: Sequence[Any]) -> Any:
     """`function` of the tensors and Frames that stand at the same place of all states."""
     first = states[0]
