@@ -25,7 +25,7 @@ from harness.plan.protocol import budget_label
 from harness.store.files import read_json
 from harness.store.records import Record, read_records, say_left_out
 from harness.store.shapes import FailureNote
-from reports.timings import Timing, find, timings
+from reports.timings import StreamTiming, Timing, find, stream_timings, timings
 
 NOT_COMPARED = ("budgets", "budget_unit", "budget_batch", "eval_batch", "threads", "test_seed")
 """Protocol settings that change which points exist or the last digit, not what a number means."""
@@ -90,6 +90,8 @@ class Method:
     """Of the model."""
     files: tuple[Timing, ...] = ()
     """From file to logits."""
+    streams: tuple[StreamTiming, ...] = ()
+    """Rebatched."""
     style: int = 0
     """Index of its colour and marker, the same in every group of a report."""
 
@@ -429,7 +431,8 @@ def _methods(records: Sequence[Record], latencies: Sequence[Record]) -> list[Met
     for label, found in zip(labels, parts.values(), strict=True):
         keys = {str(r.result["key"]) for r in found}
         model, files = (tuple(timings(latencies, keys, mode)) for mode in ("batch", "file"))
-        methods.append(Method(label, tuple(found), _points(found), model, files))
+        streams = tuple(stream_timings(latencies, keys))
+        methods.append(Method(label, tuple(found), _points(found), model, files, streams))
     return methods
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from harness.measure.statistics import FEWEST_VIDEOS
 from reports.claims import ONE_POINT, PARETO, Claims
 from reports.collect import Estimate, Group, Method, Point
 from reports.text import Cell, Column, Row, Table
-from reports.timings import Timing, find, footnote, joined_notes
+from reports.timings import StreamTiming, Timing, find, footnote, joined_notes
 
+T = TypeVar("T", bound=Timing)
 NONE = "–"
 BOLD = "Bold: not distinguishable from the best."
 
@@ -187,6 +189,35 @@ def timing_table(group: Group) -> Table | None:
     return Table(f"{group.title}: timings", " ".join(filter(None, [*_precision_notes(timed), note])), columns, rows)
 
 
+def stream_table(group: Group) -> Table | None:
+    """Every timing as a rebatched stream; None where there is none."""
+    timed = [(m, t) for m in group.methods for t in sorted(m.streams, key=lambda t: (t.setup, t.point, t.batch))]
+    if not timed:
+        return None
+    columns = (
+        Column("Method", numeric=False),
+        Column("Point", numeric=False),
+        Column("Batch"),
+        Column("Throughput", "videos/s", "of a rebatched stream of real videos"),
+        Column("Plain loop", "videos/s", "over the same videos, in turns with the stream"),
+        Column("Ratio", "[95 % over launches]", "stream / plain loop; –: one launch"),
+        Column("Own time", "ms, median / p99", "of a video, from being taken in to its result"),
+        Column("Fill", "%", "mean size of the batches that were run, all segments, of the full size"),
+        Column("MACs saved", "%", "against its own costliest stream; of one point, against a static method's"),
+        Column("Clock saved", "%", "of the time per video"),
+        Column("Clock / MACs", "", "1: every multiply-accumulate saved is saved on the clock"),
+        Column("Peak memory", "MB"),
+        Column("Setup", numeric=False),
+    )
+    rows = tuple(
+        Row((Cell(m.label), Cell(t.point), Cell(str(t.batch)), *_stream_cells(group, m, t)), m.style) for m, t in timed
+    )
+    waits = sorted({r.result["options"]["max_wait_s"] for _, t in timed for r in t.records})
+    note = f"A video older than {' or '.join(f'{s:g}' for s in waits)} s waits no longer for others."
+    note = f"{note} {footnote(t for _, t in timed)}".strip()
+    return Table(f"{group.title}: as a stream", note, columns, rows)
+
+
 def findings(group: Group) -> list[str]:
     """What a reader should take from the group, in sentences, each with the interval of what it claims."""
     points = [(m, p) for m in group.methods for p in m.points if group.original(p) is p]
@@ -323,6 +354,29 @@ def _file_cells(method: Method, timing: Timing) -> list[Cell]:
     ]
 
 
+def _stream_cells(group: Group, method: Method, timing: StreamTiming) -> list[Cell]:
+    if not timing.ok:
+        return [Cell("out of memory"), *[Cell(NONE)] * 8, Cell(timing.setup)]
+    found, memory = timing.ratio_interval, timing.peak_memory_bytes
+    interval = NONE if found is None else f"[{found[0]:.2f}, {found[1]:.2f}]"
+    against = _against(group, method, timing, lambda m: m.streams)
+    saved = (
+        [Cell(NONE)] * 3
+        if against is None
+        else [Cell(_percent(_saved_macs(timing, against[1])), against[0]), *_saving_cells(timing, against[1])]
+    )
+    return [
+        Cell(f"{timing.videos_per_s:.0f}", timing.note),
+        Cell(f"{timing.plain_per_s:.0f}"),
+        Cell(f"{timing.videos_per_s / timing.plain_per_s:.2f}", interval),
+        Cell(f"{ms(timing.own_ms(0.5))} / {ms(timing.own_ms(0.99))}"),
+        Cell(f"{100 * timing.fill:.0f}"),
+        *saved,
+        Cell(f"{memory / 1e6:.0f}" if memory else NONE),
+        Cell(timing.setup),
+    ]
+
+
 def _interval(low: str, high: str) -> str:
     return f"[{low}, {high}]"
 
@@ -363,10 +417,16 @@ def _saving(
     timing = find(clock(method), point, batch, setup) if setup else None
     if timing is None or not timing.ok or not timing.gflops:
         return None
-    reference = _reference(group, method, timing, clock)
-    if reference is None or not reference[1].gflops or _saved_macs(timing, reference[1]) <= 0.005:
+    against = _against(group, method, timing, clock)
+    return against and (against[0], timing, against[1])
+
+
+def _against(group: Group, method: Method, timing: T, timed: Callable[[Method], Iterable[T]]) -> tuple[str, T] | None:
+    """What a timing is held against, by name, of those that `timed` gives; None where it saves nothing."""
+    reference = _reference(group, method, timing, timed)
+    if not timing.gflops or reference is None or not reference[1].gflops or _saved_macs(timing, reference[1]) <= 0.005:
         return None
-    return reference[0], timing, reference[1]
+    return reference
 
 
 def _saved_macs(timing: Timing, reference: Timing) -> float:
@@ -416,19 +476,17 @@ def _best_tag(tags: dict[int, str], method: Method) -> str:
     return PARETO if PARETO in found else max(found)
 
 
-def _reference(
-    group: Group, method: Method, timing: Timing, clock: Callable[[Method], tuple[Timing, ...]]
-) -> tuple[str, Timing] | None:
+def _reference(group: Group, method: Method, timing: T, timed: Callable[[Method], Iterable[T]]) -> tuple[str, T] | None:
     """What a point's savings are measured against, at the same batch on the same setup."""
 
-    def same(candidates: Iterable[Timing]) -> list[Timing]:
+    def same(candidates: Iterable[T]) -> list[T]:
         return [t for t in candidates if (t.batch, t.setup) == (timing.batch, timing.setup) and t.ok and t.gflops]
 
-    own = same(clock(method))
+    own = same(timed(method))
     if len(own) > 1:
         reference = max(own, key=lambda t: t.gflops or 0.0)
         return (reference.point, reference) if reference is not timing else None
-    static = [(m.label, t) for m in group.methods if not m.about["adapts"] for t in same(clock(m))]
+    static = [(m.label, t) for m in group.methods if not m.about["adapts"] for t in same(timed(m))]
     return max(static, key=lambda entry: entry[1].gflops or 0.0, default=None)
 
 

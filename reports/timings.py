@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from harness.measure.launches import by_launch, engine_label, laziness, median_interval
+from harness.measure.launches import (
+    by_launch,
+    engine_label,
+    laziness,
+    mean_fill,
+    median_interval,
+    own_times,
+    stream_ratios,
+)
+from harness.measure.statistics import log_mean_interval
 from harness.store.records import Record
 
 BUSY = "†"
@@ -114,17 +123,65 @@ class Timing:
         return {name: 1e3 * float(np.mean(v)) for name, v in values.items()}
 
 
+@dataclass(frozen=True)
+class StreamTiming(Timing):
+    """One operating point as a rebatched stream; a sample of `wall_s` is a whole stream."""
+
+    @property
+    def _whole(self) -> list[Record]:
+        """Those for which memory was enough."""
+        return [r for r in self.records if r.result["stream"]]
+
+    @property
+    def s_per_video(self) -> float:
+        """Mean seconds per video of the stream."""
+        return 1 / self.videos_per_s
+
+    @property
+    def plain_per_s(self) -> float:
+        """Videos per second of the plain loop over the same videos."""
+        return self.videos / sum(s for r in self._whole for s in r.result["stream"]["plain_s"])
+
+    @property
+    def ratio_interval(self) -> tuple[float, float] | None:
+        """95 % interval over launches of the stream's throughput over the plain loop's; None from one launch."""
+        ratios = [ratio for r in self._whole for ratio in stream_ratios(r.result)]
+        return log_mean_interval(ratios) if len(ratios) > 1 else None
+
+    def own_ms(self, quantile: float) -> float:
+        """A quantile of the milliseconds from taking a video in to its result."""
+        own = np.concatenate([part for r in self._whole for part in own_times(r.result)])
+        return 1e3 * float(np.quantile(own, quantile))
+
+    @property
+    def fill(self) -> float:
+        """Mean share of a full batch that was run."""
+        return mean_fill([part for r in self._whole for part in r.result["stream"]["batches"]], self.batch)
+
+
 def timings(latencies: Sequence[Record], evaluations: set[str], mode: str = "batch") -> Iterator[Timing]:
-    """The timings, in one mode, of the evaluations with these keys: of each the newest, whatever its number of
-    launches was.
-    """
+    """The timings, in one mode, of the evaluations with these keys."""
+    for parts in _newest(latencies, evaluations, mode):
+        yield Timing(*parts)
+
+
+def stream_timings(latencies: Sequence[Record], evaluations: set[str]) -> Iterator[StreamTiming]:
+    """The timings of streams of the evaluations with these keys."""
+    for parts in _newest(latencies, evaluations, "stream"):
+        yield StreamTiming(*parts)
+
+
+def _newest(
+    latencies: Sequence[Record], evaluations: set[str], mode: str
+) -> Iterator[tuple[str, int, str, tuple[Record, ...]]]:
+    """Point, batch, setup and records; of each the newest, whatever its number of launches was."""
     parts: dict[tuple[str, int, str], dict[str, Record]] = defaultdict(dict)
     for record in sorted(latencies, key=lambda r: (r.result["created"], r.result["key"])):
         result = record.result
         if result["evaluation"] in evaluations and result.get("mode", "batch") == mode:
             parts[result["point"], result["batch"], setup_label(result)][result["evaluation"]] = record
     for (point, batch, setup), newest in parts.items():
-        yield Timing(point, batch, setup, tuple(newest.values()))
+        yield point, batch, setup, tuple(newest.values())
 
 
 def find(timings: Iterable[Timing], point: str, batch: int, setup: str) -> Timing | None:

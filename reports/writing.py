@@ -14,7 +14,7 @@ from reports.folds import pooled_tables
 from reports.page import GroupPictures, page
 from reports.plots import PLOTS
 from reports.strips import strip
-from reports.tables import file_table, findings, headline, operating_points, savings, timing_table
+from reports.tables import file_table, findings, headline, operating_points, savings, stream_table, timing_table
 from reports.text import Table, latex_head, markdown_text, to_latex, to_markdown
 
 
@@ -47,7 +47,7 @@ def write_report(work_dirs: Iterable[Path], out: Path, *, allow_mixed: bool = Fa
 
 
 def _tables(group: Group) -> list[Table]:
-    made = (headline, savings, operating_points, timing_table, file_table)
+    made = (headline, savings, operating_points, timing_table, stream_table, file_table)
     return [table for make in made if (table := make(group)) is not None]
 
 

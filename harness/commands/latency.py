@@ -90,6 +90,7 @@ def _plan(timing: TimingOptions) -> TimingPlan:
         timing.launches,
         timing.quiet_wait,
         modes,
+        timing.max_wait,
     )
 
 

@@ -192,10 +192,14 @@ class TimingOptions:
     """How `latency` times."""
 
     batch: Annotated[str, Option("--batch", help="Comma-separated batch sizes.")] = "1,16"
-    mode: Annotated[str, Option("--mode", help="Comma-separated: batch, file.")] = "batch"
+    mode: Annotated[str, Option("--mode", help="Comma-separated: batch, file, stream.")] = "batch"
     end_to_end: Annotated[
         bool, Option("--end-to-end", help="Also from file to logits, decoding what is asked for: mode file.")
     ] = False
+    max_wait: Annotated[
+        float,
+        Option("--max-wait", min=0, callback=finite, help="Mode stream: seconds after which a video waits no more."),
+    ] = 60.0
     dtype: Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.")] = "float32"
     engine: Engine = "eager"
     memory_format: Annotated[str, Option("--memory-format", help="channels_last or contiguous.")] = "channels_last"

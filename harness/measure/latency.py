@@ -178,16 +178,15 @@ def measure_latency(
         raise UsageError("no batches to time; the split is empty or --limit is 0")
     if min_seconds < 0 or min_iterations < 1:
         raise UsageError(f"{min_seconds:g} s and {min_iterations} forwards: a timing takes at least 0 s and 1 forward")
-    if _get_current_dispatch_mode() is not None:
-        raise BenchError("a counter is active: count multiply-accumulates in another process than timing")
+    refuse_counter()
     target = torch.device(device)
     before = device_conditions(target)
-    forward = _forward(recognizer, point_settings, target, test_seed)
-    forms = _forms(recognizer)
+    forward = forward_of(recognizer, point_settings, target, test_seed)
+    forms = forms_of(recognizer)
     try:
         drawn = test_seed is not None
         samples = _time(forward, forms, batches, target, min_iterations, min_seconds, warmup, drawn=drawn)
-        after = _working_conditions(forward, batches[0], target)
+        after = working_conditions(forward, batches[0], target)
         heaviest = sorted(range(len(batches)), key=lambda i: -_rows(samples.traces[i]))[:PEAK_BATCHES]
         peak = _peak_memory(forward, recognizer, [batches[i] for i in heaviest], target) if memory else None
         status = "ok"
@@ -205,7 +204,7 @@ def measure_latency(
         "device_s": samples.device_s,
         "videos": videos,
         "gflops": [float(np.sum(gflops(t))) for t in samples.traces] if gflops else [],
-        "compiled_share": _compiled_share(forms, samples.traces, components),
+        "compiled_share": compiled_share(forms, samples.traces, components),
         "phases_s": _model_phases(samples, sum(videos)),
         "peak_memory_bytes": peak,
         "warmup": samples.warmup,
@@ -243,7 +242,7 @@ def phases(
     datasets = view_datasets(videos, split, requests, views, cache_bytes=0)
     number = len(datasets[0])
     chosen = np.linspace(0, number - 1, min(count, number)).round().astype(int).tolist()
-    forward = _forward(recognizer.to(target).eval(), point_settings, target, None)
+    forward = forward_of(recognizer.to(target).eval(), point_settings, target, None)
     _loaded_forward(datasets, chosen[0], forward, target)
     runs = [_loaded_forward(datasets, index, forward, target) for index in chosen]
     return {
@@ -291,6 +290,12 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def refuse_counter() -> None:
+    """Raise BenchError where a counter (any torch dispatch mode) is active in this thread."""
+    if _get_current_dispatch_mode() is not None:
+        raise BenchError("a counter is active: count multiply-accumulates in another process than timing")
+
+
 def to_device(clips: Clips, device: torch.device) -> dict[str, Tensor]:
     """A batch on the device; returns when it is there."""
     moved = {name: value.to(device, non_blocking=True) for name, value in clips.items()}
@@ -329,9 +334,10 @@ def _loaded_forward(
     return {**phases_s, "frames": float(tally["frames"])}
 
 
-def _forward(
+def forward_of(
     recognizer: EfficientRecognizer | Viewed, settings: Mapping[str, Any], device: torch.device, test_seed: int | None
 ) -> Forward:
+    """What is timed: `infer` on clips that are on the device; decisions are drawn where there is a seed."""
     generator = None if test_seed is None else torch.Generator(device).manual_seed(test_seed)
 
     def forward(clips: Clips, trace: Trace) -> Tensor:
@@ -364,7 +370,7 @@ def _time(
                 began = time.perf_counter()
                 clips = to_device(batch, device)
                 samples.transfer_s.append(time.perf_counter() - began if device.type == "cuda" else 0.0)
-                trace = (Trace if drawn else Unrecorded)(_videos(clips))
+                trace = (Trace if drawn else Unrecorded)(videos_of(clips))
                 logits = timed(forward, clips, trace, device, samples)
                 samples.traces.append(trace if drawn else traces[number])
                 samples.outputs[number] = Output(logits.clone(), trace.exit_step)  # a CUDA graph writes there again
@@ -379,7 +385,7 @@ def _learn(forward: Forward, forms: Forms | None, batches: Sequence[Clips], devi
     with contextlib.nullcontext() if forms is None else forms.learning():
         for batch in batches:
             clips = to_device(batch, device)
-            traces.append(Trace(_videos(clips)))
+            traces.append(Trace(videos_of(clips)))
             forward(clips, traces[-1])
     return traces
 
@@ -387,10 +393,10 @@ def _learn(forward: Forward, forms: Forms | None, batches: Sequence[Clips], devi
 def learn(recognizer: EfficientRecognizer, batches: Sequence[Clips], point_settings: Mapping[str, Any]) -> None:
     """Prepare the forms of a `prepared` recognizer for what a point does on `batches`."""
     device = recognizer.mean.device
-    _learn(_forward(recognizer, point_settings, device, None), _forms(recognizer), batches, device)
+    _learn(forward_of(recognizer, point_settings, device, None), forms_of(recognizer), batches, device)
 
 
-def _compiled_share(
+def compiled_share(
     forms: Forms | None,
     traces: Sequence[Trace],
     components: Callable[[Trace], Mapping[str, np.ndarray]] | None,
@@ -412,12 +418,12 @@ def _warm_up(forward: Forward, batches: Sequence[Clips], device: torch.device, l
     seconds = GPU_WARMUP_S if device.type == "cuda" else 0.0
     while done < least or time.perf_counter() - began < seconds:
         clips = to_device(batches[done % len(batches)], device)
-        forward(clips, Unrecorded(_videos(clips)))
+        forward(clips, Unrecorded(videos_of(clips)))
         done += 1
     return done
 
 
-def _forms(recognizer: EfficientRecognizer | Viewed) -> Forms | None:
+def forms_of(recognizer: EfficientRecognizer | Viewed) -> Forms | None:
     """What `prepared` has given the recognizer."""
     forms = (recognizer.recognizer if isinstance(recognizer, Viewed) else recognizer).forms
     return forms if isinstance(forms, Forms) else None
@@ -445,13 +451,13 @@ def _timed_cuda(forward: Forward, clips: Clips, trace: Trace, device: torch.devi
     return logits
 
 
-def _working_conditions(forward: Forward, batch: Clips, device: torch.device) -> dict[str, Any]:
+def working_conditions(forward: Forward, batch: Clips, device: torch.device) -> dict[str, Any]:
     """`device_conditions` while the device works, after the timed forwards: at rest a GPU lowers its clocks at once."""
     clips = to_device(batch, device)
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(device_conditions, device)
         while device.type == "cuda" and not found.done():
-            forward(clips, Unrecorded(_videos(clips)))
+            forward(clips, Unrecorded(videos_of(clips)))
         return found.result()
 
 
@@ -480,14 +486,14 @@ def _peak_of(
 ) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        forward(to_device(batch, device), Unrecorded(_videos(batch)))
+        forward(to_device(batch, device), Unrecorded(videos_of(batch)))
         return int(torch.cuda.max_memory_allocated(device))
     resident = [*recognizer.parameters(), *recognizer.buffers(), *batch.values()]
-    peak = _peak_host_allocation(lambda: forward(batch, Unrecorded(_videos(batch))))
+    peak = peak_host_allocation(lambda: forward(batch, Unrecorded(videos_of(batch))))
     return sum(t.numel() * t.element_size() for t in resident) + peak
 
 
-def _peak_host_allocation(work: Callable[[], Any]) -> int:
+def peak_host_allocation(work: Callable[[], Any]) -> int:
     """Peak of what torch's CPU allocator handed out while `work` ran, from the profiler's memory events."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it writes to stderr that there is no GPU
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -509,5 +515,6 @@ def _rows(trace: Trace) -> float:
     return float(sum(rows.sum() for rows in trace.counts.values()))
 
 
-def _videos(clips: Clips) -> int:
+def videos_of(clips: Clips) -> int:
+    """B of a batch."""
     return int(next(iter(clips.values())).shape[0])

@@ -30,6 +30,7 @@ def merged(launches: Sequence[Mapping[str, Any]], beside: str | None = None) -> 
     ok = len(whole) == len(launches)
     timed = whole if ok else []
     outputs = [launch["outputs"] for launch in timed if launch["outputs"] is not None]
+    streams = [launch["stream"] for launch in timed if launch.get("stream")]
     return {
         "status": "ok" if ok else "out of memory",
         "wall_s": _joined(timed, "wall_s"),
@@ -48,6 +49,7 @@ def merged(launches: Sequence[Mapping[str, Any]], beside: str | None = None) -> 
             for launch in timed
         ],
         "disturbed": disturbances(timed, beside),
+        "stream": _streams(streams) if streams else None,
         "outputs": max(outputs, key=lambda o: (o["differing"], o["largest"]), default=None),
         "threads": first["threads"],
         "device": {**first["device"], "clocks": {**first["clocks"], "after": last["clocks"]["after"]}},
@@ -89,9 +91,7 @@ def by_launch(result: Mapping[str, Any], *, eager: bool = False) -> list[np.ndar
 
     `eager` are those beside lazy clips (mode `file`).
     """
-    wall = np.asarray((result["eager_clips"] if eager else result)["wall_s"], dtype=float)
-    ends = np.cumsum([launch["forwards"] for launch in result.get("launches") or ()])[:-1]
-    return [part for part in np.split(wall, ends) if part.size]
+    return _split(result, (result["eager_clips"] if eager else result)["wall_s"])
 
 
 def median_interval(launches: Sequence[np.ndarray]) -> tuple[float, float] | None:
@@ -102,19 +102,49 @@ def median_interval(launches: Sequence[np.ndarray]) -> tuple[float, float] | Non
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """Median per batch with its interval over launches, p90, p95, p99 (ms) and videos per second.
+    """Median per batch (of a stream: of a video's own time) with its interval over launches, p90, p95, p99 (ms) and
+    videos per second; of a stream also those of the plain loop, their ratio with its interval, and the mean fill.
 
-    None: not timed, or for the interval one launch only.
+    None: not timed, or for an interval one launch only.
     """
     names = ("median_ms", "p90_ms", "p95_ms", "p99_ms", "median_low_ms", "median_high_ms", "videos_per_s")
     launches = by_launch(result)
     if not launches:
         return dict.fromkeys(names)
-    wall = np.concatenate(launches)
-    quantiles = [float(q) for q in np.quantile(wall, (0.5, 0.9, 0.95, 0.99))]
-    times = [*quantiles, *(median_interval(launches) or (None, None))]
+    wall, stream = np.concatenate(launches), result.get("stream")
+    timed = launches if stream is None else own_times(result)
+    quantiles = [float(q) for q in np.quantile(np.concatenate(timed), (0.5, 0.9, 0.95, 0.99))]
+    times = [*quantiles, *(median_interval(timed) or (None, None))]
     values = [*(None if t is None else 1e3 * t for t in times), float(sum(result["videos"]) / wall.sum())]
-    return dict(zip(names, values, strict=True))
+    found = dict(zip(names, values, strict=True))
+    if stream is None:
+        return found
+    low, high = log_mean_interval(ratios) if len(ratios := stream_ratios(result)) > 1 else (None, None)
+    plain_per_s = float(sum(result["videos"]) / sum(stream["plain_s"]))
+    return found | {
+        "plain_videos_per_s": plain_per_s,
+        "stream_ratio": float(sum(stream["plain_s"]) / wall.sum()),
+        "stream_ratio_low": low,
+        "stream_ratio_high": high,
+        "mean_fill": mean_fill(stream["batches"], result["batch"]),
+    }
+
+
+def own_times(result: Mapping[str, Any]) -> list[np.ndarray]:
+    """Seconds that each video of a stream took, of each launch."""
+    return _split(result, result["stream"]["own_s"], result["videos"])
+
+
+def stream_ratios(result: Mapping[str, Any]) -> list[float]:
+    """Throughput of the stream over that of the plain loop in each launch."""
+    plain = _split(result, result["stream"]["plain_s"])
+    return [float(slow.sum() / fast.sum()) for slow, fast in zip(plain, by_launch(result), strict=True)]
+
+
+def mean_fill(batches: Sequence[Mapping[str, Any]], batch: int) -> float:
+    """Mean share of a full batch that was run, over all segments of a stream."""
+    sizes = [(int(size), times) for part in batches for size, times in part["sizes"].items()]
+    return sum(size * times for size, times in sizes) / (batch * sum(times for _, times in sizes))
 
 
 def laziness(results: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -142,6 +172,30 @@ def engine_label(engine: str, share: float | None) -> str:
     if share is not None and share >= FULLY_COMPILED:
         return "compiled"
     return f"partly compiled ({'unknown share' if share is None else f'{share:.0%}'})"
+
+
+def _split(
+    result: Mapping[str, Any], values: Sequence[float], each: Sequence[int] | None = None
+) -> list[np.ndarray]:
+    """The values of each launch; `each`: how many a timed forward has (else one)."""
+    forwards = np.cumsum([launch["forwards"] for launch in result.get("launches") or ()])[:-1]
+    ends = forwards if each is None else np.cumsum([0, *each])[forwards]
+    return [part for part in np.split(np.asarray(values, dtype=float), ends) if part.size]
+
+
+def _streams(launches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Streams of several launches as one."""
+    sizes: dict[int, dict[str, int]] = {}
+    for part in (part for launch in launches for part in launch["batches"]):
+        own = sizes.setdefault(part["exit"], {})
+        for size, times in part["sizes"].items():
+            own[str(size)] = own.get(str(size), 0) + times
+    return {
+        "max_wait_s": launches[0]["max_wait_s"],
+        "own_s": _joined(launches, "own_s"),
+        "plain_s": _joined(launches, "plain_s"),
+        "batches": [{"exit": exit, "sizes": own} for exit, own in sorted(sizes.items())],
+    }
 
 
 def _joined(launches: Sequence[Mapping[str, Any]], name: str) -> list[Any]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from harness.contract.declarations import ClipRequest, OperatingPoint
-from harness.contract.recognizer import EfficientRecognizer
+from harness.contract.recognizer import Clips, EfficientRecognizer
 from harness.contract.trace import Trace
 from harness.contract.values import from_mapping
 from harness.data.clips import ClipDataset, collate
@@ -29,6 +29,7 @@ from harness.measure.evaluation import Evaluator
 from harness.measure.files import measure_files
 from harness.measure.latency import Output, describe, learn, measure_latency, phases, prepared, to_device
 from harness.measure.metrics import evaluate, reported
+from harness.measure.streaming import measure_stream
 from harness.measure.trained import trained_recognizer
 from harness.measure.views import Viewed, joined, view_datasets
 from harness.plan.protocol import Protocol
@@ -41,6 +42,8 @@ TIMED_VIDEOS = 64
 """Real test videos that are timed, spread over the whole split."""
 LEAST_FORWARDS = 20
 """Timed of each point and batch size, over all launches."""
+STREAM_BATCHES = 8
+"""Full batches of one stream, at least: at its beginning and its end it is not full."""
 SAME = 0.02
 """Largest difference of a logit, relative to the video's largest, that rounding explains (TF32, order of sums)."""
 
@@ -138,7 +141,12 @@ def time_launch(
     ) as device:
         gc.collect()
         gc.freeze()  # what is there now is there to the end: collections before timings need not look at it
-        clock: dict[str, Clock] = {"batch": _Batches(model, timed, device, first=first), "file": _Files(model, device)}
+        batches = _Batches(model, timed, device, first=first)
+        clock: dict[str, Clock] = {
+            "batch": batches.forwards,
+            "stream": batches.streams,
+            "file": _Files(model, device),
+        }
         for spec in specs:
             measured, outputs, chosen = clock[spec.mode](spec)
             if first and spec.mode == "batch" and measured["status"] == "ok" and spec.point not in ways:
@@ -162,7 +170,7 @@ def time_launch(
 
 
 class _Batches:
-    """Times forwards of batches that lie in memory: mode `batch`."""
+    """Times forwards of batches that lie in memory, and streams of them."""
 
     def __init__(
         self, model: _Model, timed: EfficientRecognizer | Viewed, device: torch.device, *, first: bool
@@ -171,8 +179,34 @@ class _Batches:
         self.samples: list[list[Any]] = []  # of each view
         self.loaded: tuple[Any, ...] | None = None
 
-    def __call__(self, spec: LatencySpec) -> tuple[dict[str, Any], list[Output], np.ndarray]:
-        """What `measure_latency` says of a point and batch size, and the places in the test split of what was timed."""
+    def forwards(self, spec: LatencySpec) -> tuple[dict[str, Any], list[Output], np.ndarray]:
+        """Mode `batch`: what `measure_latency` says, and the places in the test split of what was timed."""
+        settings, (batches, chosen) = self.model.entry(spec.point)["settings"], self.loaded_batches(spec)
+        how = self.model.how(spec)
+        measured, outputs = measure_latency(
+            self.timed, batches, settings, device=self.device, memory=self.first, **how
+        )
+        return measured, outputs, chosen
+
+    def streams(self, spec: LatencySpec) -> tuple[dict[str, Any], list[Output], np.ndarray]:
+        """Mode `stream`: what `measure_stream` says, and the places in the test split of what was timed."""
+        assert isinstance(self.timed, EfficientRecognizer), "a plan refuses streams of several views"
+        settings, (batches, chosen) = self.model.entry(spec.point)["settings"], self.loaded_batches(spec)
+        repeats, how = -(-STREAM_BATCHES // len(batches)), self.model.how(spec)
+        del how["min_iterations"]  # a sample is a whole stream
+        measured, output = measure_stream(
+            self.timed,
+            batches * repeats,
+            settings,
+            device=self.device,
+            max_wait_s=spec.options["max_wait_s"],
+            memory=self.first,
+            **how,
+        )
+        return measured, [output] if output is not None else [], np.tile(chosen, repeats)
+
+    def loaded_batches(self, spec: LatencySpec) -> tuple[list[Clips], np.ndarray]:
+        """The timed videos in batches, and their places in the test split."""
         model, requests, chosen = self.model, self.model.requests(spec.point), self.model.chosen(spec.batch)
         if (requests, len(chosen)) != self.loaded:  # one point after the other asks for the same clips
             self.samples = [[dataset[int(i)] for i in chosen] for dataset in model.views(requests)]
@@ -181,11 +215,7 @@ class _Batches:
             joined([collate(view[i : i + spec.batch])["inputs"] for view in self.samples])
             for i in range(0, len(chosen), spec.batch)
         ]
-        settings, how = model.entry(spec.point)["settings"], model.how(spec)
-        measured, outputs = measure_latency(
-            self.timed, batches, settings, device=self.device, memory=self.first, **how
-        )
-        return measured, outputs, chosen
+        return batches, chosen
 
 
 class _Files:

@@ -32,6 +32,8 @@ class TimingPlan:
     """How long a run waits for a quiet machine, in all; then it times and says so."""
     modes: tuple[str, ...] = ("batch",)
     """What is on the clock, of `harness.plan.units.MODES`."""
+    max_wait_s: float = 60.0
+    """Age from which on a video of a stream waits no longer for others."""
 
     def __post_init__(self) -> None:
         for mode in self.modes:
@@ -39,7 +41,7 @@ class TimingPlan:
                 raise unknown("mode", mode, MODES)
         if any(batch < 1 for batch in self.batches) or self.threads < 1 or self.launches < 1:
             raise UsageError("batch sizes, threads and launches are at least 1")
-        if not self.min_seconds >= 0 or not self.quiet_wait_s >= 0:
+        if not self.min_seconds >= 0 or not self.quiet_wait_s >= 0 or not self.max_wait_s >= 0:
             raise UsageError("seconds that timings take or wait are 0 or more")
 
     def specs(
@@ -54,12 +56,18 @@ class TimingPlan:
         """Every operating point of an evaluation record (or only `points`) at every batch size, in every mode.
 
         Raises:
-            UsageError: there is no such point.
+            UsageError: there is no such point, or a stream of several views is asked for.
         """
+        if "stream" in self.modes and evaluation["protocol"]["views"] != "centre":
+            raise UsageError(
+                f"{evaluation['method']['name']} was evaluated with protocol.views={evaluation['protocol']['views']}; "
+                "--mode stream times one view of a video, --mode batch all"
+            )
         names = [point["name"] for point in evaluation["points"]]
         for point in points:
             if point not in names:
                 raise unknown(f"operating point of {evaluation['method']['name']}", point, names)
+        options = {"min_seconds": self.min_seconds, "launches": self.launches}
         return [
             LatencySpec(
                 evaluation=evaluation["key"],
@@ -76,7 +84,7 @@ class TimingPlan:
                 engine=self.engine,
                 memory_format=self.memory_format,
                 threads=self.threads,
-                options={"min_seconds": self.min_seconds, "launches": self.launches},
+                options=options | ({"max_wait_s": self.max_wait_s} if mode == "stream" else {}),
                 quiet_wait_s=self.quiet_wait_s,
                 budgets=budget_label(evaluation["protocol"]),
             )

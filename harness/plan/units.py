@@ -24,9 +24,9 @@ from harness.store.work_dir import Kind, record_folder
 TRAINING_VERSION = 1
 """Raised when training itself changes meaning; part of every artifact key."""
 
-MODES = ("batch", "file")
-"""What is on the clock of a latency: `batch`, a forward of one batch of clips that lie in memory; `file`, a batch from
-opening its files to logits."""
+MODES = ("batch", "stream", "file")
+"""What is on the clock of a latency: `batch`, a forward of one batch of clips that lie in memory; `stream`, a stream of
+such clips, rebatched between exits (harness.engine.stream); `file`, a batch from opening its files to logits."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class LatencySpec:
     memory_format: str = "channels_last"
     threads: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
-    """min_seconds (over all launches) and launches."""
+    """min_seconds (over all launches), launches, and of mode stream max_wait_s."""
     quiet_wait_s: float = 0.0
     """How long a quiet machine is waited for; what is timed does not depend on it."""
     budgets: str = ""

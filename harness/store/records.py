@@ -126,9 +126,14 @@ LATENCY_SCHEMA: dict[str, str] = {
     "point": "str, name of the operating point",
     "batch": "int",
     "mode": "str, what is on the clock: batch, one forward of a batch in memory (also where the key is missing); "
+    "stream, many batches in memory, rebatched between exits; "
     "file, a batch from opening its files to logits, with lazy clips",
     "eager_clips": "null, or of mode file {wall_s, frames_decoded}: the same batches, in turns with those of wall_s, "
     "all requested frames decoded before",
+    "stream": "null (another mode) or {max_wait_s, own_s, plain_s, batches}: age at which a video waited no longer "
+    "for others; of each video of all timed streams, in order, seconds from being taken in to its result; seconds of "
+    "the plain loop over the same videos, timed in turns with the streams; list of {exit, sizes}: how often a batch of "
+    "so many videos (dict size -> int) was run up to that exit, over all timed streams",
     "dtype": "str",
     "compile": "str or null, mode of torch.compile for the heavy networks alone (null where there is an engine)",
     "engine": "'eager', 'compiled' or 'graphs': how components run (harness.engine.forms)",
@@ -139,11 +144,12 @@ LATENCY_SCHEMA: dict[str, str] = {
     "precision": "null (eager float32) or {videos, agreement, metrics}: evaluation as timed; agreement with the "
     "eager float32 record as shares: top1, exits, decisions, boxes (within a pixel, on the timed videos), null where "
     "there are none; metrics: dict name -> {value, low, high}",
-    "options": "dict: min_seconds (in timed forwards, over all launches), launches",
+    "options": "dict: min_seconds (in timed forwards, over all launches), launches, max_wait_s (mode stream)",
     "device": "dict: name, kind (cpu or cuda), fingerprint, driver, clocks (before the first launch, after the last), "
     "kernels (cuda: cudnn, cudnn_benchmark, tf32_convolution, tf32_matmul, deterministic)",
     "status": "'ok' or 'out of memory'",
-    "wall_s": "list of float, host wall clock of each timed forward of one batch, in order",
+    "wall_s": "list of float, host wall clock of each timed forward of one batch (mode stream: of each whole stream), "
+    "in order",
     "launches": "list, one per process that timed: {forwards (so many of wall_s, in order), warmup, prepare_s "
     "(compiling and measuring forms), unprepared (calls of components without a form), others (share of "
     "the cores' time that other processes took, or null), gpu_others (share of the GPU's time before it, or null), "
@@ -153,8 +159,8 @@ LATENCY_SCHEMA: dict[str, str] = {
     "against the evaluation, of the launch that differs most: videos whose logits or exit differ, those whose exit "
     "does, largest difference of a logit",
     "device_s": "list of float or null, the same by device events",
-    "videos": "list of int, videos in each timed batch",
-    "gflops": "list of float, executed GFLOPs of each timed batch",
+    "videos": "list of int, videos in each timed batch or stream",
+    "gflops": "list of float, executed GFLOPs of each timed batch or stream",
     "phases_s": "dict decode/transform/transfer/model -> seconds per video (mean); of mode file as the host spends "
     "them within wall_s",
     "frames_decoded": "float per video, frames decoded to reach those that were asked for (of mode file: by the "

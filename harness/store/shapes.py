@@ -269,6 +269,20 @@ class _EagerClips:
 
 
 @dataclass(frozen=True)
+class _Executed:
+    exit: int
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Stream:
+    max_wait_s: float
+    own_s: list[float]
+    plain_s: list[float]
+    batches: list[_Executed]
+
+
+@dataclass(frozen=True)
 class Latency:
     """What a reader of a latency's result.json rests on."""
 
@@ -300,6 +314,7 @@ class Latency:
     mode: str = "batch"
     frames_decoded: float = 0.0
     eager_clips: _EagerClips | None = None
+    stream: _Stream | None = None
     compiled_share: float | None = None
     engine: str | None = None
     precision: _Precision | None = None

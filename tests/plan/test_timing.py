@@ -14,7 +14,7 @@ EVALUATION = {
     "key": "abc",
     "seed": 3,
     "method": {"name": "adafocus-v2", "size": "tiny"},
-    "protocol": {},
+    "protocol": {"views": "centre"},
     "points": [{"name": name} for name in ("full", "exit@0.30", "exit@0.50", "exit@0.75")],
 }
 
@@ -42,6 +42,20 @@ def test_an_unknown_point_is_refused_before_anything_runs() -> None:
         specs(TimingPlan(), points=["exit@0.7"])
 
 
+def test_how_long_a_video_may_wait_is_of_streams_only() -> None:
+    plan = TimingPlan((4,), modes=("batch", "stream"), max_wait_s=2.0)
+    batch, stream = specs(plan, points=["full"])
+    assert (batch.mode, stream.mode) == ("batch", "stream") and batch.key != stream.key
+    assert "max_wait_s" not in batch.options and stream.options["max_wait_s"] == 2.0
+
+
+def test_a_stream_of_several_views_is_refused() -> None:
+    several = EVALUATION | {"protocol": {"views": "three-crop"}}
+    data = DataSpec("glyphs", "data", "tiny")
+    with pytest.raises(UsageError, match="views=three-crop; --mode stream times one view"):
+        TimingPlan(modes=("stream",)).specs(several, data=data, machine="m", device="cpu")
+
+
 def test_a_mode_is_one_that_can_be_timed() -> None:
     with pytest.raises(UsageError, match="unknown mode 'batches'.*did you mean 'batch'"):
         TimingPlan(modes=("batches",))
@@ -50,7 +64,7 @@ def test_a_mode_is_one_that_can_be_timed() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"batches": (0,)}, {"batches": (-1,)}, {"threads": 0}, {"launches": 0}, {"min_seconds": -1.0},
-     {"min_seconds": float("nan")}, {"quiet_wait_s": -1.0}],
+     {"min_seconds": float("nan")}, {"quiet_wait_s": -1.0}, {"max_wait_s": -1.0}],
 )  # fmt: skip
 def test_less_than_nothing_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="at least 1|0 or more"):

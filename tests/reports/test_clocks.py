@@ -110,10 +110,46 @@ def test_a_record_without_a_mode_is_of_batches_and_no_other_mode_is_mixed_with_i
     path = factory.work_dir / "records" / "latency" / old["key"] / "result.json"
     del old["mode"]
     write_json(path, old)
-    factory.latency(factory.evaluation(TSN), ms=50.0, mode="another", created="2026-11-20T14:00:00+00:00")
+    factory.stream(factory.evaluation(TSN), batch=1, created="2026-11-20T14:00:00+00:00")
     (timing,) = only_group(factory).methods[0].timings
     assert timing.ms(0.5) < 10
-    assert sorted(pd.read_csv(write(factory) / "latency.csv")["mode"]) == ["another", "batch"]
+    assert sorted(pd.read_csv(write(factory) / "latency.csv")["mode"]) == ["batch", "stream"]
+
+
+def test_streams_have_a_table_of_their_own(factory: Factory) -> None:
+    record = factory.evaluation(V2)
+    names = [p["name"] for p in record.result["points"]]
+    factory.latency(record, batch=16)
+    assert tables.stream_table(only_group(factory)) is None
+    factory.stream(record, gflops=[4.0] * 24)
+    factory.stream(record, names[1], gflops=[2.0] * 24, wall_s=[3 / 80] * 24, disturbed=[LOAD])
+    group = only_group(factory)
+    table = tables.stream_table(group)
+    assert table is not None and "older than 60 s" in table.note and "load 0.62" in table.note
+    place = dict(zip(cells(table, "Point"), range(2), strict=True))
+    full, exits = place[names[0]], place[names[1]]
+
+    def shown(title: str) -> str:
+        return cells(table, title)[full]
+
+    assert shown("Throughput") == "80" and shown("Plain loop") == "50"
+    assert shown("Ratio") == "1.60 [1.60, 1.60]"
+    assert shown("Own time") == "250 / 400" and shown("Fill") == "83"
+    assert shown("MACs saved") == shown("Clock saved") == "–"
+    assert cells(table, "MACs saved")[exits] == f"50 {names[0]}"
+    assert cells(table, "Clock saved")[exits].startswith("25") and BUSY in cells(table, "Clock saved")[exits]
+    assert cells(table, "Clock / MACs")[exits] == "0.50"
+    assert [t.batch for t in group.methods[0].timings] == [16], "the other tables know nothing of them"
+    frame = pd.read_csv(write(factory) / "latency.csv").set_index("mode")
+    assert frame.loc["stream", "stream_ratio"].tolist()[0] == pytest.approx(1.6)
+    assert "as a stream" in (write(factory) / "index.html").read_text().lower()
+
+
+def test_a_stream_for_which_memory_was_not_enough_is_shown(factory: Factory) -> None:
+    factory.stream(factory.evaluation(TSN), status="out of memory", stream=None, wall_s=[], videos=[], launches=[])
+    table = tables.stream_table(only_group(factory))
+    assert table is not None and len(table.rows[0].cells) == len(table.columns)
+    assert cells(table, "Throughput") == ["out of memory"]
 
 
 def test_timings_of_several_seeds_are_pooled(factory: Factory) -> None:
