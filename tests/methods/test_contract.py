@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from harness.contract.components import Call, Form, components
 from harness.contract.declarations import EMPTY, OperatingPoint, Stage, below
+from harness.contract.exits import NEVER, exit_scores
 from harness.contract.frames import as_frames
 from harness.contract.recognizer import EfficientRecognizer
 from harness.contract.registry import method_card, method_cards, recognizer_class
@@ -32,6 +33,7 @@ from harness.contract.trace import Trace
 from harness.contract.values import plain
 from harness.engine.forms import engaged
 from harness.engine.rows import RowTable
+from harness.engine.stream import Rebatching, whole_trace
 from harness.measure.cost_table import CostTable, metered, whole_check
 from harness.plan.building import build_recognizer, constructor_settings, full_settings, setting_defaults
 from harness.plan.suites import cells, suite
@@ -443,6 +445,26 @@ def test_states_of_other_batches_can_be_joined(method: str) -> None:
             halves.append(keep(state, kept, torch.from_numpy(kept)))
         _, logits = recognizer.segment(join(halves), exit + 1, last)
         torch.testing.assert_close(logits, whole[[1, 3, 2, 0]], rtol=1e-3, atol=1e-3)
+
+
+def test_a_stream_does_and_says_what_the_plain_loop_does_and_says(method: str) -> None:
+    recognizer = shared(method)
+    if not recognizer.exits:
+        pytest.skip(f"{method} has no exits")
+    clips = clips_for(recognizer)
+    scores = exit_scores(recognizer.infer_exits(clips, trace=Trace(VIDEOS)), recognizer.exit_score)
+    point = {"thresholds": [*scores.quantile(0.5, dim=0).tolist()[:-1], -NEVER]}  # between two videos
+    trace = Trace(VIDEOS)
+    logits = recognizer.infer(clips, point, trace=trace)
+    single = ({name: clip[i : i + 1] for name, clip in clips.items()} for i in range(VIDEOS))
+    results = list(Rebatching(recognizer, point, batch=3).results(single))
+    torch.testing.assert_close(torch.stack([r.logits for r in results]), logits, rtol=1e-3, atol=1e-3)
+    found = whole_trace(results)
+    assert trace.exit_step is not None and found.exit_step is not None
+    assert found.exit_step.tolist() == trace.exit_step.tolist()
+    assert {key: rows.tolist() for key, rows in found.counts.items()} == {
+        key: rows.tolist() for key, rows in trace.counts.items()
+    }
 
 
 # -- exits and online work -----------------------------------------------------------------------
