@@ -100,15 +100,29 @@ class Frames:
             self.source.leave(self.videos[rows])
 
     def settled(self) -> Frames:
-        """The same, holding no other video's frames in memory; what a Source holds is its own matter."""
-        return self if self._whole or not isinstance(self.source, Tensor) else Frames(self.all())
+        """The same, holding no other video's frames in memory; what another Source holds is its own matter."""
+        if isinstance(self.source, _Apart):
+            return Frames(_Apart([_own(clip) for clip in self._clips()]))
+        if self._whole or not isinstance(self.source, Tensor):
+            return self
+        return Frames(_Apart([clip.clone() for clip in self._clips()]) if self.device.type == "cpu" else self.all())
+
+    def _clips(self) -> list[Tensor]:
+        """Of frames in memory each video's own (T, 3, H, W)."""
+        clips = self.source.clips if isinstance(self.source, _Apart) else self.source
+        assert isinstance(clips, Tensor | list)
+        return [clips[int(video)] for video in self.videos]
 
     @staticmethod
     def join(parts: Sequence[Frames]) -> Frames:
-        """Several as one; of frames in memory those of the videos still there are copied."""
+        """Several as one. In the host's memory frames stay where they are until they are asked for; on a GPU, where a
+        copy costs less than a call for each video, those of the videos still there are copied.
+        """
         if len(parts) == 1:
             return parts[0]
-        if all(isinstance(part.source, Tensor) for part in parts):
+        if all(isinstance(part.source, Tensor | _Apart) for part in parts):
+            if parts[0].device.type == "cpu":
+                return Frames(_Apart([clip for part in parts for clip in part._clips()]))
             return Frames(torch.cat([part.all() for part in parts]))
         return Frames(_Joined(parts))
 
@@ -116,6 +130,27 @@ class Frames:
         if self._rows is None:
             self._rows = torch.from_numpy(self.videos).to(self.device)
         return self._rows
+
+
+class _Apart:
+    """Clips (T, 3, H, W) in the host's memory that do not lie side by side."""
+
+    def __init__(self, clips: list[Tensor]) -> None:
+        self.clips = clips
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        return (len(self.clips), *tuple(self.clips[0].shape))  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        return self.clips[0].device
+
+    def take(self, videos: np.ndarray, steps: np.ndarray) -> Tensor:
+        found = self.clips[0].new_empty((*steps.shape, *self.clips[0].shape[1:]))
+        for frames, video, own in zip(found, videos, torch.from_numpy(np.array(steps)), strict=True):
+            torch.index_select(self.clips[video], 0, own, out=frames)
+        return found
 
 
 class _Joined:
@@ -148,6 +183,11 @@ class _Joined:
     def leave(self, videos: np.ndarray) -> None:
         for number, part in enumerate(self.parts):
             part.leave(self._place[videos[self._origin[videos] == number]])
+
+
+def _own(clip: Tensor) -> Tensor:
+    """The clip in memory of its own."""
+    return clip if clip.untyped_storage().nbytes() == clip.nbytes else clip.clone()
 
 
 def as_frames(clips: Mapping[str, Tensor | Frames]) -> dict[str, Frames]:

@@ -54,6 +54,18 @@ def test_only_what_is_asked_for_is_fetched() -> None:
     assert source.asked == [(2, 1)]
 
 
+def test_settled_frames_hold_their_own_videos_only() -> None:
+    x, rows = clips(), np.array([3, 1])
+    of_one = Frames(x).keep(rows).settled()
+    of_lists = Frames.join([Frames(x[:2]), Frames(x[2:])]).keep(rows).settled()
+    for frames in (of_one, of_lists, of_one.settled(), of_lists.keep(np.array([0, 1])).settled()):
+        assert torch.equal(frames.all(), x[[3, 1]])
+        assert torch.equal(frames.at(torch.tensor([[0, 2], [1, 1]])), torch.stack((x[3, [0, 2]], x[1, [1, 1]])))
+        assert all(clip.untyped_storage().nbytes() == clip.nbytes for clip in frames._clips())
+    assert of_one.settled()._clips()[0] is of_one._clips()[0], "nothing is copied twice"
+    assert Frames(x).settled().all() is x
+
+
 def test_joined() -> None:
     x, y = clips(), clips() + 1000
     for wrap in (lambda x: x, Fetched):

@@ -452,10 +452,11 @@ def test_a_stream_does_and_says_what_the_plain_loop_does_and_says(method: str) -
     if not recognizer.exits:
         pytest.skip(f"{method} has no exits")
     clips = clips_for(recognizer)
-    scores = exit_scores(recognizer.infer_exits(clips, trace=Trace(VIDEOS)), recognizer.exit_score)
-    point = {"thresholds": [*scores.quantile(0.5, dim=0).tolist()[:-1], -NEVER]}  # between two videos
     trace = Trace(VIDEOS)
-    logits = recognizer.infer(clips, point, trace=trace)
+    with torch.inference_mode():
+        scores = exit_scores(recognizer.infer_exits(clips, trace=Trace(VIDEOS)), recognizer.exit_score)
+        point = {"thresholds": [*scores.quantile(0.5, dim=0).tolist()[:-1], -NEVER]}  # between two videos
+        logits = recognizer.infer(clips, point, trace=trace)
     single = ({name: clip[i : i + 1] for name, clip in clips.items()} for i in range(VIDEOS))
     results = list(Rebatching(recognizer, point, batch=3).results(single))
     torch.testing.assert_close(torch.stack([r.logits for r in results]), logits, rtol=1e-3, atol=1e-3)
