@@ -152,6 +152,9 @@ class _Apart:
             torch.index_select(self.clips[video], 0, own, out=frames)
         return found
 
+    def leave(self, videos: np.ndarray) -> None:
+        """Clips go with the last who holds them."""
+
 
 class _Joined:
     """Sources side by side."""

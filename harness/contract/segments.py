@@ -111,6 +111,11 @@ def join(states: Sequence[Any]) -> Any:
     return states[0] if len(states) == 1 else _mapped(joined, states)
 
 
+def leave(state: Any, rows: np.ndarray) -> None:
+    """Nothing more is asked of the videos at the places `rows`."""
+    _mapped(lambda value: value.leave(rows) if isinstance(value, Frames) else None, [state])
+
+
 def settle(state: Any) -> Any:
     """The state without frames of videos that are not there: for one that lasts."""
     return _mapped(lambda value: value.settled() if isinstance(value, Frames) else value, [state])

@@ -28,7 +28,7 @@ from harness.contract.declarations import EMPTY
 from harness.contract.exits import point_thresholds, staying
 from harness.contract.frames import as_frames
 from harness.contract.recognizer import Clips, EfficientRecognizer
-from harness.contract.segments import join, keep, settle, stops
+from harness.contract.segments import join, keep, leave, settle, stops
 from harness.contract.trace import EventKey, Trace
 from harness.errors import UsageError
 
@@ -168,6 +168,7 @@ class Rebatching:
         for row, own_C in zip(leaves.tolist(), host[torch.from_numpy(leaves)], strict=True):
             video = videos[row]
             self._done[video.place] = Result(video.place, own_C, exit_step, known_s - video.taken_s, video.counts)
+        leave(state, leaves)
         if len(stays):
             left = _of(state, stays, device) if len(leaves) else state
             self._buffers[segment + 1].add(left, [videos[row] for row in stays])
