@@ -35,6 +35,7 @@ from harness.engine.forms import engaged
 from harness.engine.rows import RowTable
 from harness.engine.stream import Rebatching, whole_trace
 from harness.measure.cost_table import CostTable, metered, whole_check
+from harness.measure.launches import FULLY_COMPILED
 from harness.plan.building import build_recognizer, constructor_settings, full_settings, setting_defaults
 from harness.plan.suites import cells, suite
 from harness.plan.units import read_stage
@@ -407,7 +408,7 @@ def test_divided_calls_say_the_same(method: str) -> None:
 
 @torch.inference_mode()
 def test_components_can_be_compiled_whole(method: str) -> None:
-    """Whatever is worth a form is one graph to torch, in which nothing depends on values."""
+    """Whatever is worth a form is one graph to torch, with nothing that depends on values; it is nearly all the work."""
     if method not in method_cards() or method_card(method).variant_of is not None:
         pytest.skip("its class is asked as another method")
     recognizer = shared(method)
@@ -426,6 +427,10 @@ def test_components_can_be_compiled_whole(method: str) -> None:
             for got, expected in zip(tree_leaves(compiled), tree_leaves(watched.again(call, args)), strict=True):
                 torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
     torch.compiler.reset()
+    trace, total = metered(recognizer, clips_for(recognizer))
+    fast = {part.name for part in watched.parts.values() if part.fast}
+    inside = sum(macs for key, events in trace.macs.items() if key.component in fast for macs, _ in events)
+    assert inside >= FULLY_COMPILED * total
 
 
 @torch.inference_mode()
