@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adafocus.settings import Networks
+from harness.contract.components import component
 from harness.contract.groups import Positive
 from harness.contract.recognizer import EfficientRecognizer
 from harness.errors import UsageError
@@ -41,6 +42,12 @@ class GlanceAndFocus(EfficientRecognizer):
     def shrink(self, x_N3HW: Tensor) -> Tensor:
         """Frames as the glance network sees them."""
         return resize(x_N3HW, self.glance_side, self.networks.glance_resize)
+
+    @component("glance", variant=lambda model: model.networks.glance, side=lambda model: model.glance_side)
+    def see(self, x_N3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (N, D, h, w) and vectors (N, D) of whole frames."""
+        maps = self.glance.features(self.shrink(self.normalise(x_N3HW)))
+        return maps, maps.mean((2, 3))
 
     @property
     def map_side(self) -> int:

@@ -407,12 +407,6 @@ class UniAdaFocus(GlanceAndFocus):
         if self.heads.aux_losses:
             self.focus_aux(focus_ND, training_only=True)
 
-    @component("glance", variant=lambda model: model.networks.glance, side=lambda model: model.glance_side)
-    def see(self, x_N3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (N, D, h, w) and vectors (N, D) of whole frames."""
-        maps = self.glance.features(self.shrink(self.normalise(x_N3HW)))
-        return maps, maps.mean((2, 3))
-
     @component("classifier", variant="glance", steps=True)
     def remember_glance(self, vectors_BTD: Tensor) -> Tensor:
         """Running maxima (B, T, H) of the glance."""

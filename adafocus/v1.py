@@ -402,12 +402,6 @@ class AdaFocusV1(GlanceAndFocus):
     def _boxes(self, actions_BT2: Tensor) -> Tensor:
         return crop_boxes(actions_BT2, self.patch_size, self.resolution)
 
-    @component("glance", variant=lambda model: model.networks.glance, side=lambda model: model.glance_side)
-    def see(self, x_N3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (N, D, h, w) and vectors (N, D) of whole frames."""
-        maps = self.glance.features(self.shrink(self.normalise(x_N3HW)))
-        return maps, maps.mean((2, 3))
-
     @component("policy", steps=True)
     def choose(self, maps_BTDHW: Tensor, state_BH: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scores of the cells (B, T, A), and the policy's state afterwards."""

@@ -296,12 +296,6 @@ class AdaFocusV2(GlanceAndFocus):
             for step, peak_BH in enumerate(peaks_BTH[:, :-1].unbind(1), done):
                 self.conclude(peak_BH, step=step, training_only=True)
 
-    @component("glance", variant=lambda model: model.networks.glance, side=lambda model: model.glance_side)
-    def see(self, x_N3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (N, D, h, w) and vectors (N, D) of whole frames."""
-        maps = self.glance.features(self.shrink(self.normalise(x_N3HW)))
-        return maps, maps.mean((2, 3))
-
     @component("policy", steps=True)
     def choose(self, maps_BTDHW: Tensor, state_BH: Tensor | None) -> tuple[Tensor, Tensor]:
         """Places (B, T, 2), and the policy's state afterwards."""

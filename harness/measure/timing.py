@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -131,14 +132,7 @@ def time_launch(
     drawn, views = model.protocol.test_randomness == "sampled", model.protocol.views
     timed = model.recognizer if views == "centre" else Viewed(model.recognizer)
     ways: dict[str, dict[str, Any]] = {}  # point -> its phases from file to logits, one video at a time
-    with prepared(
-        model.recognizer,
-        device=setup.device,
-        dtype=setup.dtype,
-        engine=setup.engine,
-        memory_format=setup.memory_format,
-        table=tuning_folder(work_dir),
-    ) as device:
+    with _prepared(model, setup, work_dir) as device:
         gc.collect()
         gc.freeze()  # what is there now is there to the end: collections before timings need not look at it
         batches = _Batches(model, timed, device, first=first)
@@ -314,14 +308,7 @@ def _as_timed(model: _Model, name: str, setup: LatencySpec, work_dir: Path) -> t
     point, evaluated, clips = model.point(name), model.evaluated(name), _clips(model, name)
     evaluator = Evaluator(model.recognizer, model.videos, model.protocol, device=setup.device, counted=False)
     theirs = boxes(model.recognizer, clips, point)
-    with prepared(
-        model.recognizer,
-        device=setup.device,
-        dtype=setup.dtype,
-        engine=setup.engine,
-        memory_format=setup.memory_format,
-        table=tuning_folder(work_dir),
-    ):
+    with _prepared(model, setup, work_dir):
         learn(model.recognizer, clips, point.settings)
         found = evaluator.run(point, model.protocol.test_split)
         ours = boxes(model.recognizer, clips, point)
@@ -339,6 +326,17 @@ def _as_timed(model: _Model, name: str, setup: LatencySpec, work_dir: Path) -> t
         "metrics": evaluate(found.logits, targets, reported(card.metric, len(card.classes))),
     }
     return told, arrays
+
+
+def _prepared(model: _Model, setup: LatencySpec, work_dir: Path) -> AbstractContextManager[torch.device]:
+    return prepared(
+        model.recognizer,
+        device=setup.device,
+        dtype=setup.dtype,
+        engine=setup.engine,
+        memory_format=setup.memory_format,
+        table=tuning_folder(work_dir),
+    )
 
 
 def boxes(recognizer: EfficientRecognizer, batches: Sequence[Mapping[str, Tensor]], point: OperatingPoint) -> Boxes:
