@@ -59,7 +59,7 @@ def test_actor_critic_goes_on_where_it_stopped() -> None:
     policy = ActorCritic(nn.Sequential(nn.Flatten(), nn.Linear(12, 6)), 6, 5, 4)
     inputs = torch.randn(2, 7, 3, 2, 2)
     out, value, state = policy(inputs)
-    assert out.shape == (2, 7, 4) and value.shape == (2, 7) and state.shape == (1, 2, 5)
+    assert out.shape == (2, 7, 4) and value.shape == (2, 7) and state.shape == (2, 5)
     first, middle = policy.act(inputs[:, :3])
     later, last = policy.act(inputs[:, 3:], middle)
     torch.testing.assert_close(torch.cat((first, later), dim=1), out)
