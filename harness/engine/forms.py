@@ -38,6 +38,8 @@ RECOMPILATIONS = 64
 """Of one component, at most: one row, several rows, and what a compiler takes for another shape."""
 
 
+UNDISTURBED = 0.9
+"""Processor seconds per second, at least, of a process that nobody takes the processor from while it computes."""
 HEAVY = 0.02
 """Share of the components' time from which on a component is compiled on a CPU."""
 
@@ -173,7 +175,10 @@ class Forms(Mapping[Call, Form]):
         return kind in self.ways and max(self.ways[kind].rows.seconds) >= min(rows, SIZES[-1])
 
     def _way(self, name: str, run: Form, kind: tuple[Call, Signature], args: Args) -> Way:
-        """With the seconds of a call by rows, out of the table where they are known, else measured and put there."""
+        """With the seconds of a call by rows, out of the table where they are known, else measured.
+
+        They are put there unless others had the processor meanwhile: a table lasts.
+        """
         sizes = [n for n in SIZES if n < 2 * _rows(args)]
         what = {**self.context, "method": type(self.recognizer).__name__, "way": name, "call": _label(*kind)}
         file = None if self.table is None else self.table / f"{digest(what)}.json"
@@ -184,8 +189,10 @@ class Forms(Mapping[Call, Form]):
         for n in known:
             run(*filled(args, n))  # compiles, captures
         if missing := [n for n in sizes if n not in seconds]:
+            began, computed = time.perf_counter(), time.process_time()
             seconds |= measured(lambda n: run(*filled(args, n)), missing, partial(_clock, args))
-            if file is not None:
+            own = (time.process_time() - computed) / (time.perf_counter() - began)
+            if file is not None and own >= UNDISTURBED:
                 write_json(file, {"what": what, "seconds": {str(n): s for n, s in seconds.items()}})
         return Way(name, run, RowTable({n: seconds[n] for n in sizes}, exact=name != "eager"))
 

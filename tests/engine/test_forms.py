@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,6 +99,8 @@ def test_calls_are_divided_by_measured_times(toy: Toy, monkeypatch: pytest.Monke
 
 
 def test_measured_times_are_kept(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "UNDISTURBED", 0.0)
+
     def learn(context: str) -> dict[str, Any]:
         with engaged(toy, context={"machine": context}, table=tmp_path) as forms, forms.learning():
             said(toy, clips(1))
@@ -108,6 +112,15 @@ def test_measured_times_are_kept(toy: Toy, tmp_path: Path, monkeypatch: pytest.M
     assert learn("a") == first
     with pytest.raises(BaseException, match="measured again"):
         learn("b")
+
+
+def test_disturbed_times_are_not_kept(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for own, kept in ((0.5, 0), (1.0, 2)):
+        clock = SimpleNamespace(perf_counter=time.perf_counter, process_time=lambda own=own: own * time.perf_counter())
+        monkeypatch.setattr(module, "time", clock)
+        with engaged(toy, context={}, table=tmp_path) as forms, forms.learning():
+            said(toy, clips(1))
+        assert len(list(tmp_path.glob("*.json"))) == kept and len(forms.ways) == 2
 
 
 def test_more_rows_are_measured_when_they_occur(toy: Toy) -> None:
