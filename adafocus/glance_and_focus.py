@@ -30,6 +30,8 @@ class GlanceAndFocus(EfficientRecognizer):
 
     glance: Any
     focus: Any
+    glance_head: nn.Module
+    focus_head: nn.Module
 
     def __init__(self, num_classes: int, *, patch_size: Positive, networks: Networks, **kwargs: Any) -> None:
         super().__init__(num_classes, **kwargs)
@@ -57,3 +59,50 @@ class GlanceAndFocus(EfficientRecognizer):
     def frame_head(self, dim: int, dropout: float) -> nn.Sequential:
         """A classifier of single frames."""
         return nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, self.num_classes))
+
+    @component("glance head", fast=False)
+    def glance_aux(self, glance_ND: Tensor) -> Tensor:
+        """Logits (N, C) of single frames."""
+        return self.glance_head(glance_ND)
+
+    @component("focus head", fast=False)
+    def focus_aux(self, focus_ND: Tensor) -> Tensor:
+        """Logits (N, C) of single patches."""
+        return self.focus_head(focus_ND)
+
+
+def shifted(model: ClipGlanceAndFocus) -> bool:
+    """Whether networks work frame by frame; those that convolve over time take a clip as one row."""
+    return not model.glance.over_time
+
+
+class ClipGlanceAndFocus(GlanceAndFocus):
+    """Base class of those whose two networks see clips and have two heads each (adafocus.clip_nets).
+
+    Attributes:
+        frames: T, frames glanced at.
+        focus_frames: N, frames looked at closely.
+    """
+
+    frames: int
+    focus_frames: int
+
+    @component("glance head", steps=shifted, fast=False)
+    def glance_logits(self, vectors_BTD: Tensor) -> Tensor:
+        """The glance's half of the sum (B, C)."""
+        return self.glance.logits(vectors_BTD.flatten(0, 1), self.frames)
+
+    @component("glance head", steps=True, fast=False)
+    def glance_frame_logits(self, vectors_BTD: Tensor) -> Tensor:
+        """Logits (B, T, C) out of the auxiliary head."""
+        return self.glance.aux_logits(vectors_BTD.flatten(0, 1), self.frames)
+
+    @component("focus head", steps=shifted, fast=False)
+    def focus_logits(self, vectors_BND: Tensor) -> Tensor:
+        """The focus network's half of the sum (B, C)."""
+        return self.focus.logits(vectors_BND.flatten(0, 1), self.focus_frames)
+
+    @component("focus head", steps=True, fast=False)
+    def focus_frame_logits(self, vectors_BND: Tensor) -> Tensor:
+        """Logits (B, N, C) out of the auxiliary head."""
+        return self.focus.aux_logits(vectors_BND.flatten(0, 1), self.focus_frames)

@@ -448,16 +448,6 @@ class UniAdaFocus(GlanceAndFocus):
         """Logits (B, C) of the boxes cut out of the maps."""
         return self.spatial_head(maps_BTDHW, actions_BT4)
 
-    @component("glance head", fast=False)
-    def glance_aux(self, vectors_ND: Tensor) -> Tensor:
-        """Logits (N, C) of single frames."""
-        return self.glance_head(vectors_ND)
-
-    @component("focus head", fast=False)
-    def focus_aux(self, focus_ND: Tensor) -> Tensor:
-        """Logits (N, C) of single boxes."""
-        return self.focus_head(focus_ND)
-
     # -- parts of both ---------------------------------------------------------------------------
 
     def _weights(self, vectors_BTD: Tensor) -> Tensor:

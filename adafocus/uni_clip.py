@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from adafocus.clip_nets import ClipNet
-from adafocus.glance_and_focus import GlanceAndFocus
+from adafocus.glance_and_focus import ClipGlanceAndFocus, shifted
 from adafocus.policy import scattered
 from adafocus.settings import BoxesAndFrames, Networks, tiny_networks
 from adafocus.uni_policies import InterpolationHead, SpatialPolicy, TemporalPolicy, monte_carlo_logits, size_prior
@@ -57,12 +57,7 @@ class _State(NamedTuple):
     """The glance's half of the sum, where an exit has needed it."""
 
 
-def _shifted(model: UniClip) -> bool:
-    """Frame by frame; a network that convolves over time takes the clip as one row."""
-    return not model.glance.over_time
-
-
-class UniClip(GlanceAndFocus):
+class UniClip(ClipGlanceAndFocus):
     """Uni-AdaFocus for networks over time; a subclass names the two networks.
 
     Exit 0 lies behind the glance and before both policies, exit 1 at the end.
@@ -300,7 +295,7 @@ class UniClip(GlanceAndFocus):
             return torch.full((len(candidates), 2), 0.5, device=candidates.device)
         return scattered(candidates.at([0]))[:, 0] if state.places_B2 is None else state.places_B2
 
-    @component("glance", variant=lambda model: model.glance.name, side=lambda model: model.glance_side, steps=_shifted)
+    @component("glance", variant=lambda model: model.glance.name, side=lambda model: model.glance_side, steps=shifted)
     def see(self, clip_BT3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, T, D, h, w) and vectors (B, T, D) of whole frames."""
         maps = self.glance.maps(self.shrink(self.normalise(clip_BT3HW.flatten(0, 1))), self.frames)
@@ -316,33 +311,13 @@ class UniClip(GlanceAndFocus):
         """One box (B, 4) per video."""
         return self._box(maps_BTDHW)
 
-    @component("focus", variant=lambda model: model.focus.name, side=lambda model: model.patch_size, steps=_shifted)
+    @component("focus", variant=lambda model: model.focus.name, side=lambda model: model.patch_size, steps=shifted)
     def look(self, clip_BN3HW: Tensor, actions_B4: Tensor) -> Tensor:
         """Vectors (B, N, D) of the same box in all frames of a video."""
         x_N3HW = self.normalise(clip_BN3HW.flatten(0, 1))
         boxes = actions_B4.to(x_N3HW.dtype).repeat_interleave(self.focus_frames, 0)
         patches = deformable_crop(x_N3HW, boxes, self.patch_size, self.stretch)
         return self.focus.vectors(self.focus.maps(patches, self.focus_frames)).unflatten(0, clip_BN3HW.shape[:2])
-
-    @component("glance head", steps=_shifted, fast=False)
-    def glance_logits(self, vectors_BTD: Tensor) -> Tensor:
-        """The glance's half of the sum (B, C)."""
-        return self.glance.logits(vectors_BTD.flatten(0, 1), self.frames)
-
-    @component("glance head", steps=True, fast=False)
-    def glance_frame_logits(self, vectors_BTD: Tensor) -> Tensor:
-        """Logits (B, T, C) out of the auxiliary head."""
-        return self.glance.aux_logits(vectors_BTD.flatten(0, 1), self.frames)
-
-    @component("focus head", steps=_shifted, fast=False)
-    def focus_logits(self, vectors_BND: Tensor) -> Tensor:
-        """The focus network's half of the sum (B, C)."""
-        return self.focus.logits(vectors_BND.flatten(0, 1), self.focus_frames)
-
-    @component("focus head", steps=True, fast=False)
-    def focus_frame_logits(self, vectors_BND: Tensor) -> Tensor:
-        """Logits (B, N, C) out of the auxiliary head."""
-        return self.focus.aux_logits(vectors_BND.flatten(0, 1), self.focus_frames)
 
     @component("spatial head")
     def spatial_aux(self, maps_BTDHW: Tensor, actions_B4: Tensor) -> Tensor:

@@ -316,13 +316,3 @@ class AdaFocusV2(GlanceAndFocus):
     def conclude(self, peak_BH: Tensor, *, step: int) -> Tensor:
         """Logits (B, C) after a step."""
         return self.classifier.classify(peak_BH[:, None], step)[:, 0]
-
-    @component("glance head", fast=False)
-    def glance_aux(self, glance_ND: Tensor) -> Tensor:
-        """Logits (N, C) of single frames."""
-        return self.glance_head(glance_ND)
-
-    @component("focus head", fast=False)
-    def focus_aux(self, focus_ND: Tensor) -> Tensor:
-        """Logits (N, C) of single patches."""
-        return self.focus_head(focus_ND)

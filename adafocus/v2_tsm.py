@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from adafocus.clip_nets import TwoHeadNet, stacked
-from adafocus.glance_and_focus import GlanceAndFocus
+from adafocus.glance_and_focus import ClipGlanceAndFocus
 from adafocus.policy import ClipPolicy, scattered
 from adafocus.settings import FULL_SIZE, Networks, PatchLearning, PolicyWidths, tiny_networks
 from harness.contract.components import component
@@ -72,7 +72,7 @@ LEARNED_DEPARTURES = (
 
 
 @MODELS.register_module()
-class AdaFocusV2TSM(GlanceAndFocus):
+class AdaFocusV2TSM(ClipGlanceAndFocus):
     """AdaFocus V2 on TSM; with `patch_policy="whole"` TSM+, the ensemble of both networks on whole frames.
 
     Args:
@@ -264,26 +264,6 @@ class AdaFocusV2TSM(GlanceAndFocus):
             actions = actions_B2.to(x_N3HW.dtype).repeat_interleave(clip_BS3HW.shape[1], 0)
             x_N3HW = crop(x_N3HW, actions, self.patch_size)
         return self.focus.vectors(self.focus.maps(x_N3HW, self.focus_frames)).unflatten(0, clip_BS3HW.shape[:2])
-
-    @component("glance head", steps=True, fast=False)
-    def glance_logits(self, vectors_BTD: Tensor) -> Tensor:
-        """The glance's half of the sum (B, C)."""
-        return self.glance.logits(vectors_BTD.flatten(0, 1), self.frames)
-
-    @component("glance head", steps=True, fast=False)
-    def glance_frame_logits(self, vectors_BTD: Tensor) -> Tensor:
-        """Logits (B, T, C) out of the auxiliary head."""
-        return self.glance.aux_logits(vectors_BTD.flatten(0, 1), self.frames)
-
-    @component("focus head", steps=True, fast=False)
-    def focus_logits(self, vectors_BSD: Tensor) -> Tensor:
-        """The focus network's half of the sum (B, C)."""
-        return self.focus.logits(vectors_BSD.flatten(0, 1), self.focus_frames)
-
-    @component("focus head", steps=True, fast=False)
-    def focus_frame_logits(self, vectors_BSD: Tensor) -> Tensor:
-        """Logits (B, S, C) out of the auxiliary head."""
-        return self.focus.aux_logits(vectors_BSD.flatten(0, 1), self.focus_frames)
 
     def _fixed_patches(self, clip_BS3HW: Tensor, generator: torch.Generator | None) -> Tensor:
         batch, device = len(clip_BS3HW), clip_BS3HW.device

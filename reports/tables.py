@@ -141,9 +141,8 @@ def savings(group: Group) -> Table | None:
 
 def file_table(group: Group) -> Table | None:
     """The third clock, from file to logits, beside the model's own; None where it was not taken."""
-    timed = [(m, t) for m in group.methods for t in sorted(m.files, key=lambda t: (t.setup, t.point, t.batch))]
-    rows = tuple(Row((Cell(m.label), Cell(t.point), Cell(str(t.batch)), *_file_cells(m, t)), m.style) for m, t in timed)
-    if not rows:
+    timed = _in_order((m, m.files) for m in group.methods)
+    if not timed:
         return None
     columns = (
         Column("Method", numeric=False),
@@ -160,14 +159,14 @@ def file_table(group: Group) -> Table | None:
         Column("Rest", "ms per video", "the model, and opening and closing its clips"),
         Column("Setup", numeric=False),
     )
+    rows = tuple(_timed_row(m, t, _file_cells(m, t)) for m, t in timed)
     return Table(f"{group.title}: from file to logits", footnote(t for _, t in timed), columns, rows)
 
 
 def timing_table(group: Group) -> Table | None:
     """Every timing: batch sizes, setups, out of memory included; None where nothing was timed."""
-    timed = [(m, t) for m in group.methods for t in sorted(m.timings, key=lambda t: (t.setup, t.point, t.batch))]
-    rows = tuple(Row((Cell(m.label), Cell(t.point), Cell(str(t.batch)), *_timing_cells(t)), m.style) for m, t in timed)
-    if not rows:
+    timed = _in_order((m, m.timings) for m in group.methods)
+    if not timed:
         return None
     columns = (
         Column("Method", numeric=False),
@@ -185,13 +184,14 @@ def timing_table(group: Group) -> Table | None:
         Column("Transfer", "ms per video"),
         Column("Setup", numeric=False),
     )
+    rows = tuple(_timed_row(m, t, _timing_cells(t)) for m, t in timed)
     note = footnote(t for _, t in timed)
     return Table(f"{group.title}: timings", " ".join(filter(None, [*_precision_notes(timed), note])), columns, rows)
 
 
 def stream_table(group: Group) -> Table | None:
     """Every timing as a rebatched stream; None where there is none."""
-    timed = [(m, t) for m in group.methods for t in sorted(m.streams, key=lambda t: (t.setup, t.point, t.batch))]
+    timed = _in_order((m, m.streams) for m in group.methods)
     if not timed:
         return None
     columns = (
@@ -209,13 +209,20 @@ def stream_table(group: Group) -> Table | None:
         Column("Peak memory", "MB"),
         Column("Setup", numeric=False),
     )
-    rows = tuple(
-        Row((Cell(m.label), Cell(t.point), Cell(str(t.batch)), *_stream_cells(group, m, t)), m.style) for m, t in timed
-    )
+    rows = tuple(_timed_row(m, t, _stream_cells(group, m, t)) for m, t in timed)
     waits = sorted({r.result["options"]["max_wait_s"] for _, t in timed for r in t.records})
     note = f"A video older than {' or '.join(f'{s:g}' for s in waits)} s waits no longer for others."
     note = f"{note} {footnote(t for _, t in timed)}".strip()
     return Table(f"{group.title}: as a stream", note, columns, rows)
+
+
+def _in_order(timings: Iterable[tuple[Method, Iterable[T]]]) -> list[tuple[Method, T]]:
+    """Every timing beside its method, by setup, point and batch."""
+    return [(m, t) for m, own in timings for t in sorted(own, key=lambda t: (t.setup, t.point, t.batch))]
+
+
+def _timed_row(method: Method, timing: Timing, cells: Iterable[Cell]) -> Row:
+    return Row((Cell(method.label), Cell(timing.point), Cell(str(timing.batch)), *cells), method.style)
 
 
 def findings(group: Group) -> list[str]:

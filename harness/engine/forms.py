@@ -36,8 +36,6 @@ Signature = tuple[tuple[tuple[int, ...], str] | None, ...]
 """Of each argument: shape of a row and dtype; None where there is none."""
 RECOMPILATIONS = 64
 """Of one component, at most: one row, several rows, and what a compiler takes for another shape."""
-
-
 UNDISTURBED = 0.9
 """Processor seconds per second, at least, of a process that nobody takes the processor from while it computes."""
 HEAVY = 0.02
@@ -185,10 +183,11 @@ class Forms(Mapping[Call, Form]):
         seconds: dict[int, float] = {}
         if file is not None and file.is_file():
             seconds = {int(n): float(s) for n, s in read_json(file, _Measured)["seconds"].items()}
-        known = [n for n in sizes if n in seconds]
-        for n in known:
-            run(*filled(args, n))  # compiles, captures
-        if missing := [n for n in sizes if n not in seconds]:
+        missing = [n for n in sizes if n not in seconds]
+        for n in sizes if name != "eager" else ():
+            if n not in missing:
+                run(*filled(args, n))  # compiles, captures; what is missing is run by being measured
+        if missing:
             began, computed = time.perf_counter(), time.process_time()
             seconds |= measured(lambda n: run(*filled(args, n)), missing, partial(_clock, args))
             own = (time.process_time() - computed) / (time.perf_counter() - began)

@@ -87,6 +87,8 @@ class Unrecorded(Trace):
 
 _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 Forward = Callable[[Clips, Trace], Tensor]
+Costs = Callable[[Trace], Mapping[str, np.ndarray]]
+"""Component -> executed GFLOPs per video (B,) of a trace, as of harness.measure.cost_table."""
 
 
 @contextlib.contextmanager
@@ -144,8 +146,7 @@ def measure_latency(
     min_iterations: int = 20,
     min_seconds: float = 1.0,
     warmup: int = 5,
-    gflops: Callable[[Trace], np.ndarray] | None = None,
-    components: Callable[[Trace], Mapping[str, np.ndarray]] | None = None,
+    costs: Costs | None = None,
     test_seed: int | None = None,
     memory: bool = True,
 ) -> tuple[dict[str, Any], list[Output]]:
@@ -160,7 +161,7 @@ def measure_latency(
         min_seconds: Time spent in timed forwards, at least.
         warmup: Untimed forwards before, at least, after one of every batch that forms are prepared by; a GPU works
             for `GPU_WARMUP_S`.
-        gflops, components: Executed GFLOPs per video (B,) of a trace, and those of each component (the cost table's).
+        costs: Executed GFLOPs of each component per video (B,), of a trace (the cost table's).
         test_seed: Of the generator that decisions are drawn from; None: the likeliest are taken.
         memory: Measure the peak memory too.
 
@@ -203,17 +204,13 @@ def measure_latency(
         "wall_s": samples.wall_s,
         "device_s": samples.device_s,
         "videos": videos,
-        "gflops": [float(np.sum(gflops(t))) for t in samples.traces] if gflops else [],
-        "compiled_share": compiled_share(forms, samples.traces, components),
+        **work_told(forms, samples.traces, costs),
         "phases_s": _model_phases(samples, sum(videos)),
         "peak_memory_bytes": peak,
         "warmup": samples.warmup,
         "unprepared": samples.unprepared,
-        "prepare_s": 0.0 if forms is None else forms.prepare_s,
-        "forms": {} if forms is None else forms.told(),
         "others": samples.others,
-        "slowed": slowed(before, after),
-        "clocks": {"before": before, "after": after},
+        **conditions_told(before, after),
     }
     return measured, [samples.outputs[i] for i in sorted(samples.outputs)]
 
@@ -349,7 +346,7 @@ def forward_of(
 
 def _time(
     forward: Forward,
-    forms: Forms | None,
+    forms: Forms,
     batches: Sequence[Clips],
     device: torch.device,
     min_iterations: int,
@@ -361,7 +358,7 @@ def _time(
     samples = Samples(device_s=[] if device.type == "cuda" else None)
     traces = _learn(forward, forms, batches, device)
     samples.warmup = len(traces) + _warm_up(forward, batches, device, warmup)
-    before = 0 if forms is None else forms.unprepared
+    before = forms.unprepared
     timed = _timed_cuda if device.type == "cuda" else _timed_host
     with no_garbage_collection():
         others = OthersMeter()
@@ -375,14 +372,14 @@ def _time(
                 samples.traces.append(trace if drawn else traces[number])
                 samples.outputs[number] = Output(logits.clone(), trace.exit_step)  # a CUDA graph writes there again
         samples.others = others.share()
-    samples.unprepared = 0 if forms is None else forms.unprepared - before
+    samples.unprepared = forms.unprepared - before
     return samples
 
 
-def _learn(forward: Forward, forms: Forms | None, batches: Sequence[Clips], device: torch.device) -> list[Trace]:
+def _learn(forward: Forward, forms: Forms, batches: Sequence[Clips], device: torch.device) -> list[Trace]:
     """One forward of each batch, which its forms are prepared by; their traces."""
     traces = []
-    with contextlib.nullcontext() if forms is None else forms.learning():
+    with forms.learning():
         for batch in batches:
             clips = to_device(batch, device)
             traces.append(Trace(videos_of(clips)))
@@ -396,20 +393,20 @@ def learn(recognizer: EfficientRecognizer, batches: Sequence[Clips], point_setti
     _learn(forward_of(recognizer, point_settings, device, None), forms_of(recognizer), batches, device)
 
 
-def compiled_share(
-    forms: Forms | None,
-    traces: Sequence[Trace],
-    components: Callable[[Trace], Mapping[str, np.ndarray]] | None,
-) -> float | None:
-    """Share of the executed multiply-accumulates that belong to compiled components; None where all run eagerly."""
-    if forms is None or forms.engine == "eager" or components is None:
-        return None
-    compiled, parts = forms.compiled(), [components(trace) for trace in traces]
-    inside, whole = (
-        sum(float(np.sum(macs)) for part in parts for name, macs in part.items() if every or name in compiled)
-        for every in (False, True)
-    )
-    return inside / whole if whole else 0.0
+def work_told(forms: Forms, traces: Sequence[Trace], costs: Costs | None) -> dict[str, Any]:
+    """The fields gflops, of each sample, compiled_share, of all (None where all run eagerly), prepare_s and forms."""
+    parts = [{name: float(np.sum(macs)) for name, macs in costs(trace).items()} for trace in traces] if costs else []
+    gflops, compiled = [sum(part.values()) for part in parts], forms.compiled()
+    inside = sum(macs for part in parts for name, macs in part.items() if name in compiled)
+    share = None
+    if costs is not None and forms.engine != "eager":
+        share = inside / sum(gflops) if any(gflops) else 0.0
+    return {"gflops": gflops, "compiled_share": share, "prepare_s": forms.prepare_s, "forms": forms.told()}
+
+
+def conditions_told(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields `slowed` and `clocks`, of the device's conditions before and after."""
+    return {"slowed": slowed(before, after), "clocks": {"before": before, "after": after}}
 
 
 def _warm_up(forward: Forward, batches: Sequence[Clips], device: torch.device, least: int) -> int:
@@ -423,10 +420,11 @@ def _warm_up(forward: Forward, batches: Sequence[Clips], device: torch.device, l
     return done
 
 
-def forms_of(recognizer: EfficientRecognizer | Viewed) -> Forms | None:
+def forms_of(recognizer: EfficientRecognizer | Viewed) -> Forms:
     """What `prepared` has given the recognizer."""
     forms = (recognizer.recognizer if isinstance(recognizer, Viewed) else recognizer).forms
-    return forms if isinstance(forms, Forms) else None
+    assert isinstance(forms, Forms), "what is timed is `prepared`"
+    return forms
 
 
 def _timed_host(forward: Forward, clips: Clips, trace: Trace, device: torch.device, samples: Samples) -> Tensor:

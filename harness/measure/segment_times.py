@@ -23,7 +23,7 @@ from harness.contract.recognizer import Clips, EfficientRecognizer
 from harness.contract.segments import keep
 from harness.data.clips import ClipDataset, collate
 from harness.errors import BenchError
-from harness.measure.latency import Unrecorded, describe, device_conditions, prepared, to_device
+from harness.measure.latency import Unrecorded, describe, device_conditions, prepared, to_device, wait
 from harness.measure.machine import OthersMeter, slowed
 from harness.measure.segmentation import candidate_stops
 from harness.measure.trained import trained_recognizer
@@ -100,7 +100,7 @@ def measured(
     """
     rows = sorted({*(2**n for n in range(batch.bit_length())), batch})
     found: dict[Cell, list[float]] = defaultdict(list)
-    with torch.inference_mode(), _unrecorded(recognizer, batch):
+    with torch.inference_mode(), recognizer.telling(Unrecorded(batch)):
         _round(recognizer, to_device(batches[0], device), rows, device, defaultdict(list))  # to warm up
         began, least, most = time.monotonic(), *ROUNDS
         rounds = 0
@@ -154,23 +154,8 @@ def _through(recognizer: EfficientRecognizer, state: Any, first: int, last: int,
 
 @contextmanager
 def _timed(seconds: list[float], device: torch.device) -> Iterator[None]:
-    _wait(device)
+    wait(device)
     began = time.perf_counter()
     yield
-    _wait(device)
+    wait(device)
     seconds.append(time.perf_counter() - began)
-
-
-@contextmanager
-def _unrecorded(recognizer: EfficientRecognizer, videos: int) -> Iterator[None]:
-    """Components run as in a timed forward."""
-    recognizer.trace = Unrecorded(videos)
-    try:
-        yield
-    finally:
-        recognizer.trace = None
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -11,12 +11,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-import numpy as np
 import torch
 
 from harness.compat.memory import is_out_of_memory
@@ -27,9 +25,10 @@ from harness.engine.forms import Forms
 from harness.engine.stream import Rebatching, Result, whole_trace
 from harness.measure.latency import (
     GPU_WARMUP_S,
+    Costs,
     Output,
     Unrecorded,
-    compiled_share,
+    conditions_told,
     device_conditions,
     forms_of,
     forward_of,
@@ -39,9 +38,10 @@ from harness.measure.latency import (
     release,
     to_device,
     videos_of,
+    work_told,
     working_conditions,
 )
-from harness.measure.machine import OthersMeter, slowed
+from harness.measure.machine import OthersMeter
 
 LEAST_PASSES = 2
 """Timed in a launch, of the stream and of the plain loop each: there and back."""
@@ -55,8 +55,7 @@ def measure_stream(
     device: str | torch.device = "cpu",
     max_wait_s: float,
     min_seconds: float = 1.0,
-    gflops: Callable[[Trace], np.ndarray] | None = None,
-    components: Callable[[Trace], Mapping[str, np.ndarray]] | None = None,
+    costs: Costs | None = None,
     test_seed: int | None = None,
     memory: bool = True,
 ) -> tuple[dict[str, Any], Output | None]:
@@ -69,7 +68,7 @@ def measure_stream(
         device: Where the recognizer is.
         max_wait_s: See `Rebatching`.
         min_seconds: Time spent in timed streams, at least.
-        gflops, components, test_seed, memory: As of `harness.measure.latency.measure_latency`.
+        costs, test_seed, memory: As of `harness.measure.latency.measure_latency`.
 
     Returns:
         As `measure_latency`, a sample being a whole pass, and `stream` (harness.store.records.LATENCY_SCHEMA). And what
@@ -102,17 +101,13 @@ def measure_stream(
         "wall_s": passes.wall_s,
         "device_s": None,
         "videos": [number] * len(passes.wall_s),
-        "gflops": [float(gflops(trace).sum()) for trace in passes.traces] if gflops else [],
-        "compiled_share": compiled_share(forms, passes.traces, components),
+        **work_told(forms, passes.traces, costs),
         "phases_s": phases_s,
         "peak_memory_bytes": peak,
         "warmup": passes.warmup,
         "unprepared": passes.unprepared,
-        "prepare_s": 0.0 if forms is None else forms.prepare_s,
-        "forms": {} if forms is None else forms.told(),
         "others": passes.others,
-        "slowed": slowed(before, after),
-        "clocks": {"before": before, "after": after},
+        **conditions_told(before, after),
         "stream": {
             "max_wait_s": max_wait_s,
             "own_s": passes.own_s,
@@ -198,7 +193,7 @@ class _Passes:
     others: float | None = None
 
 
-def _time(runner: _Runner, forms: Forms | None, min_seconds: float) -> _Passes:
+def _time(runner: _Runner, forms: Forms, min_seconds: float) -> _Passes:
     passes, on_gpu = _Passes(), runner.clock.device.type == "cuda"
 
     def warm_up() -> Trace:
@@ -207,12 +202,12 @@ def _time(runner: _Runner, forms: Forms | None, min_seconds: float) -> _Passes:
         passes.warmup += sum(tally.total() for tally in sizes.values()) + len(runner.batches)
         return whole_trace(results)
 
-    with nullcontext() if forms is None else forms.learning():
+    with forms.learning():
         untimed = warm_up()
     began = time.perf_counter()
     while on_gpu and time.perf_counter() - began < GPU_WARMUP_S:
         warm_up()
-    unprepared = 0 if forms is None else forms.unprepared
+    unprepared = forms.unprepared
 
     def stream() -> None:
         seconds, results, sizes = runner.stream(Trace if runner.drawn else Unrecorded)
@@ -236,7 +231,7 @@ def _time(runner: _Runner, forms: Forms | None, min_seconds: float) -> _Passes:
                 turn()
         passes.others = others.share()
     passes.moving_s = runner.clock.moving_s
-    passes.unprepared = 0 if forms is None else forms.unprepared - unprepared
+    passes.unprepared = forms.unprepared - unprepared
     return passes
 
 

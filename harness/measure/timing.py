@@ -95,8 +95,7 @@ class _Model:
         return {
             "min_iterations": -(-LEAST_FORWARDS // launches),
             "min_seconds": spec.options.get("min_seconds", 1.0) / launches,
-            "gflops": costs.gflops,
-            "components": costs.components,
+            "costs": costs.components,
             "test_seed": self.protocol.test_seed if self.protocol.test_randomness == "sampled" else None,
         }
 
@@ -243,10 +242,9 @@ def examine(
     model = _model(setup, work_dir)
     found: dict[str, dict[str, Any]] = {}
     arrays: dict[str, Arrays] = {}
-    torch.set_num_threads(setup.threads)
     for name in dict.fromkeys(spec.point for spec in specs):
-        found[name] = {}
-        found[name]["precision"], arrays[name] = _as_timed(model, name, setup, work_dir)
+        precision, arrays[name] = _as_timed(model, name, setup, work_dir)
+        found[name] = {"precision": precision}
     return found, arrays
 
 

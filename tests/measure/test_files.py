@@ -77,9 +77,10 @@ def test_lazily_and_eagerly_in_turns(videos: VideoSet, views: str) -> None:
 
 def test_a_method_that_asks_for_all_decodes_as_much_lazily(videos: VideoSet) -> None:
     datasets = view_datasets(videos, "test", REQUESTS, "centre", cache_bytes=0)
-    with prepared(Peek()) as device:
+    peek = Peek()
+    with prepared(peek) as device:
         measured, _ = measure_files(
-            Peek(), datasets, [[0], [1]], {"exit_at": 1}, device=device, min_iterations=1, min_seconds=0, warmup=0
+            peek, datasets, [[0], [1]], {"exit_at": 1}, device=device, min_iterations=1, min_seconds=0, warmup=0
         )
     assert measured["frames_decoded"] == measured["eager_clips"]["frames_decoded"] == 19
 

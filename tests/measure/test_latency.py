@@ -93,10 +93,11 @@ def test_samples_are_the_seconds_of_each_forward(toy):
 def test_a_sample_of_several_views_is_a_forward_of_each(toy):
     def rows(trace):
         (counts,) = trace.counts.values()
-        return counts
+        return {"all": counts}
 
     batches = [joined([clips(seconds, 2) for seconds in (1, 2, 4)])]
-    found, outputs = latency.measure_latency(Viewed(toy), batches, min_iterations=2, min_seconds=0, gflops=rows)
+    with prepared(toy):
+        found, outputs = latency.measure_latency(Viewed(toy), batches, min_iterations=2, min_seconds=0, costs=rows)
     assert (found["wall_s"], found["videos"], found["gflops"]) == ([7, 7], [2, 2], [2 * 3 * 2] * 2)
     assert [o.logits.shape for o in outputs] == [(2, 2)]
     assert joined([clips(1)]).keys() == {"frames"}
@@ -166,17 +167,18 @@ def test_less_than_nothing_is_refused(toy, wrong):
 
 
 def test_last_outputs_of_each_batch_are_kept(toy):
-    _, outputs = latency.measure_latency(toy, [clips(1, 2), clips(3)], min_iterations=4, min_seconds=0)
+    with prepared(toy):
+        _, outputs = latency.measure_latency(toy, [clips(1, 2), clips(3)], min_iterations=4, min_seconds=0)
     assert [o.logits.shape for o in outputs] == [(2, 2), (1, 2)]
     assert all(o.exit_step is None for o in outputs)
 
 
 def test_gflops_follow_the_trace(toy):
-    def gflops(trace):
+    def costs(trace):
         (rows,) = trace.counts.values()
-        return rows * 0.5
+        return {"all": rows * 0.5}
 
-    found = measure_latency(toy, [clips(1, 3), clips(1)], min_iterations=2, min_seconds=0, gflops=gflops)
+    found = measure_latency(toy, [clips(1, 3), clips(1)], min_iterations=2, min_seconds=0, costs=costs)
     assert found["gflops"] == [3.0, 1.0]
 
 

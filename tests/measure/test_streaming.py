@@ -12,6 +12,7 @@ from harness.contract.trace import Trace
 from harness.errors import BenchError
 from harness.measure import streaming
 from harness.measure.cost_table import CostTable
+from harness.measure.latency import prepared
 from harness.measure.launches import merged, summary
 from harness.measure.streaming import measure_stream
 from harness.store.records import LATENCY_SCHEMA
@@ -45,13 +46,14 @@ def batches():
     return [{"frames": part} for part in videos(BATCH * BATCHES).split(BATCH)]
 
 
-def rows(trace):
-    return CostTable(dict.fromkeys(trace.counts, 1e9)).gflops(trace)
+def costs(trace):
+    return CostTable(dict.fromkeys(trace.counts, 1e9)).components(trace)
 
 
 def measured(recognizer, **options):
-    options = {"max_wait_s": 1e9, "min_seconds": 0, "gflops": rows, "memory": False, **options}
-    return measure_stream(recognizer, batches(), THRESHOLDS, **options)
+    options = {"max_wait_s": 1e9, "min_seconds": 0, "costs": costs, "memory": False, **options}
+    with prepared(recognizer):
+        return measure_stream(recognizer, batches(), THRESHOLDS, **options)
 
 
 def test_passes_of_both_are_timed_in_turns_on_the_same_videos(recognizer):
@@ -72,7 +74,7 @@ def test_what_is_said_and_counted_is_what_the_plain_loop_says_and_costs(recogniz
     with torch.inference_mode():
         logits = Adder().infer({"frames": videos(BATCH * BATCHES)}, THRESHOLDS, trace=whole)
     assert torch.equal(output.logits, logits) and output.exit_step.tolist() == whole.exit_step.tolist()
-    assert found["gflops"] == [rows(whole).sum()] * 2
+    assert found["gflops"] == [sum(rows.sum() for rows in costs(whole).values())] * 2
 
 
 def test_it_lasts_as_long_as_it_is_asked_to(recognizer):
