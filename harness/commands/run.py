@@ -19,7 +19,7 @@ from harness.errors import FAILED, OK, UsageError
 from harness.plan.overrides import parse_sets
 from harness.plan.planner import Cell
 from harness.plan.request import Request, resolve
-from harness.plan.suites import SUITES, cells, suite
+from harness.plan.suites import SUITES, cells, settings, suite
 from harness.plan.timing import TimingPlan
 from harness.store.records import read_record
 from harness.work.execution import Outcome, execute, replanned
@@ -80,7 +80,8 @@ def request(asked: Run, place: Place, videos: Videos, parts: Parts, command: str
         wanted = {d: picked or names for d, names in wanted.items()}
     else:
         wanted = dict.fromkeys(comma_separated(asked.datasets), picked)
-    overrides, protocol = parse_sets(asked.sets, asked.epochs)
+    sets = settings(chosen, asked.sets or ()) if chosen is not None else asked.sets
+    overrides, protocol = parse_sets(sets, asked.epochs)
     device = resolve_device(place.device)
     number = asked.seeds if asked.seeds is not None else chosen.seeds if chosen else 1
     return Request(

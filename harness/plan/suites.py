@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,8 @@ class Suite:
     seeds: int
     cells: dict[str, tuple[str, ...]]
     """Data set -> methods; an empty tuple means all that the zoo has."""
+    sets: tuple[str, ...] = ()
+    """As typed behind `--set`; what is typed comes after them."""
 
 
 SUITES = {
@@ -30,6 +33,8 @@ SUITES = {
             "tiny",
             1,
             {"glyphs": ("ar-net", "tsn", "adafocus-v2", "random-patch")},
+            # networks of a few milliseconds: with all exits open, a batch takes longer than without any
+            sets=("protocol.budget_unit=ms", "protocol.budget_batch=16"),
         ),
         Suite(
             "standard",
@@ -79,6 +84,12 @@ def suite(name: str) -> Suite:
     if name not in SUITES:
         raise unknown("suite", name, SUITES)
     return SUITES[name]
+
+
+def settings(chosen: Suite, typed: Sequence[str]) -> list[str]:
+    """All of `--set`: the suite's and what was `typed`. Who asks for another unit of budgets asks for its batch too."""
+    own = [text for text in chosen.sets if not any(t.startswith("protocol.budget_unit=") for t in typed)]
+    return [*own, *typed]
 
 
 def cells(chosen: Suite, *, everything: bool = False) -> dict[str, tuple[str, ...]]:
