@@ -39,12 +39,13 @@ from harness.contract.trace import Trace
 from harness.engine.forms import Forms
 from harness.engine.memory_format import set_memory_format
 from harness.engine.precision import DTYPES
+from harness.engine.stream import Rebatching
 from harness.errors import UsageError
 from harness.layers.crop import crop, deformable_crop, hard_crop
 from harness.layers.frame_sampling import sample_frames
 from harness.measure.cost_table import metered
 from harness.measure.gate import Verdict, decide
-from harness.measure.latency import learn, prepared
+from harness.measure.latency import Unrecorded, learn, prepared
 from harness.measure.machine import machine, machine_lock
 from harness.plan.building import build_recognizer, full_settings
 
@@ -59,6 +60,9 @@ ROUNDING = 1e-5
 the same work moves by a rounding error."""
 EXIT_INPUTS = 8
 """Videos that they are calibrated on and timed with, or one batch where that is more."""
+
+STREAM_BATCHES = 4
+"""Batches of videos in a stream."""
 
 Forward = Callable[[Clips], Tensor]
 
@@ -201,14 +205,23 @@ def against_authors(method: str, batch: int, *, setup: Setup = Setup(), rounds: 
 
 
 def leaving_early(
-    method: str, batch: int, *, exit_every: int = 1, setup: Setup = Setup(), rounds: int = EXIT_ROUNDS
+    method: str,
+    batch: int,
+    *,
+    exit_every: int = 1,
+    stream: bool = False,
+    setup: Setup = Setup(),
+    rounds: int = EXIT_ROUNDS,
 ) -> Comparison:
     """Time the full forward and one with exits calibrated to half its MACs, on the same videos.
+
+    Args:
+        stream: Videos that stay are rebatched (harness.engine.stream), so that late segments run full, too.
 
     Raises:
         UsageError: The videos cannot be split into batches of this size.
     """
-    videos = exit_videos(batch)
+    videos = STREAM_BATCHES * batch if stream else exit_videos(batch)
     model = built(method, setup.device, setup.size, exit_every=exit_every)
     whole = inputs(model, videos, setup.device)
     batches = [{n: c[i : i + batch] for n, c in whole.items()} for i in range(0, videos, batch)]
@@ -227,8 +240,19 @@ def leaving_early(
             left.extend(costs[trace.exit_step])
             return logits
 
-        slow, fast = in_turns(full, early, batches, rounds, setup.device)
-    what = f"full -> exits every {exit_every} frame{'s' * (exit_every > 1)}"
+        def full_loop(clips: Clips) -> Tensor:
+            return torch.cat([full(part) for part in batches])
+
+        def rebatched(clips: Clips) -> Tensor:
+            results = list(Rebatching(model, point, batch=batch, trace=Unrecorded).results(batches))
+            left.extend(costs[[result.exit_step for result in results]])
+            return torch.stack([result.logits for result in results])
+
+        if stream:
+            slow, fast = in_turns(full_loop, rebatched, batches[:1], rounds, setup.device)
+        else:
+            slow, fast = in_turns(full, early, batches, rounds, setup.device)
+    what = f"full -> exits every {exit_every} frame{'s' * (exit_every > 1)}" + ", stream" * stream
     found = Comparison(method, what, batch, setup.device, slow, fast, _ratio(fast, slow))
     return replace(found, macs_saved=1 - float(np.mean(left)) / full_cost)
 
@@ -236,9 +260,9 @@ def leaving_early(
 def beside_tsn(method: str, batch: int, *, setup: Setup = Setup(), rounds: int = EXIT_ROUNDS) -> Comparison:
     """Time TSN and a method that looks at as many frames, on the same videos."""
     videos = exit_videos(batch)
-    model = deciding(built(method, setup.device, setup.size))
-    tsn = built("tsn", setup.device, setup.size, frames=model.frames)
+    model = built(method, setup.device, setup.size)
     whole = inputs(model, videos, setup.device)
+    tsn = built("tsn", setup.device, setup.size, frames=deciding(model, whole).frames)
     batches = [{n: c[i : i + batch] for n, c in whole.items()} for i in range(0, videos, batch)]
     with evaluating(setup.device), ready(tsn, batches, setup) as slow_one, ready(model, batches, setup) as fast_one:
         slow, fast = in_turns(slow_one, fast_one, batches, rounds, setup.device)
@@ -271,11 +295,20 @@ def ready(model: Any, batches: Sequence[Clips], setup: Setup, point: Mapping[str
         yield Ready(model, point)
 
 
-def deciding(model: Any) -> Any:
-    """Large weights for AR-Net's choice of actions, which drawn ones would take alike for all frames."""
+def deciding(model: Any, clips: Clips) -> Any:
+    """AR-Net with a policy that takes all its actions, where drawn weights take one for all frames.
+
+    Action logits are spread out and centred on these videos, so that their means favour none.
+    """
     if hasattr(model, "skip_lengths"):
         generator = torch.Generator().manual_seed(0)
         torch.nn.init.normal_(model.policy.action.weight, std=8.0, generator=generator)
+        seen: list[Tensor] = []
+        hook = model.policy.action.register_forward_hook(lambda _, __, logits: seen.append(logits))
+        with torch.no_grad():
+            model.infer(clips, trace=_trace(clips))
+            model.policy.action.bias.sub_(torch.cat([logits.flatten(0, -2) for logits in seen]).mean(0))
+        hook.remove()
     return model
 
 
@@ -375,9 +408,9 @@ def counted(method: str, size: str, videos: int) -> tuple[float, float]:
 
 
 def _count_all(method: str, size: str, videos: int) -> tuple[float, float]:
-    model = deciding(built(method, "cpu", size))
-    tsn = built("tsn", "cpu", size, frames=model.frames)
+    model = built(method, "cpu", size)
     clips = inputs(model, videos, "cpu")
+    tsn = built("tsn", "cpu", size, frames=deciding(model, clips).frames)
     each = [{name: clip[i : i + 1] for name, clip in clips.items()} for i in range(videos)]
     return sum(metered(model, one)[1] for one in each), videos * metered(tsn, each[0])[1]
 
@@ -397,13 +430,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, help=f"{ROUNDS}, of exits {EXIT_ROUNDS}, when left out")
     parser.add_argument("--exit-every", default="1,4", help="frames between exits; empty: no exits are timed")
+    parser.add_argument("--streams", default="", help="batch sizes at which exits are timed as streams, too")
     parser.add_argument("--beside-tsn", default=",".join(BESIDE_TSN), help="methods timed against TSN; empty: none")
     parser.add_argument("--engine", default="eager", choices=ENGINES)
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--table", type=Path, help="folder of measured row times, kept from run to run")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    methods, batches = [m for m in asked.methods.split(",") if m], [int(b) for b in asked.batches.split(",")]
+    methods, batches = [m for m in asked.methods.split(",") if m], [int(b) for b in asked.batches.split(",") if b]
     every = [int(e) for e in asked.exit_every.split(",") if e]
     if every:
         for batch in batches:
@@ -416,6 +450,10 @@ def main() -> None:
     jobs += [
         (leaving_early, {"method": m, "batch": b, "exit_every": e})
         for m in methods if m in EXITING for e in every for b in batches
+    ]  # fmt: skip
+    jobs += [
+        (leaving_early, {"method": m, "batch": int(b), "exit_every": e, "stream": True})
+        for m in methods if m in EXITING for e in every for b in asked.streams.split(",") if b
     ]  # fmt: skip
     jobs += [(beside_tsn, {"method": m, "batch": b}) for m in asked.beside_tsn.split(",") if m for b in batches]
     name, precision = machine().cpu, asked.dtype

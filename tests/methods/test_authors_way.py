@@ -83,3 +83,24 @@ def test_macs_saved_are_those_of_the_full_forward(batch: int, monkeypatch: pytes
               for k in range(sum(seen) + 1)]  # fmt: skip
     assert found.macs_saved is not None and min(abs(found.macs_saved - share) for share in shares) < 1e-12
     assert found.macs_saved > 0.4
+
+
+def test_a_stream_takes_the_exits_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same videos, thresholds and weights: what is saved in MACs is equal, rebatched or not."""
+    costs, full = authors_way._count("adafocus-v2", "tiny", 2)
+    monkeypatch.setattr(authors_way, "EXIT_INPUTS", 8)
+    monkeypatch.setattr(authors_way, "STREAM_BATCHES", 4)
+    monkeypatch.setattr(authors_way, "exit_costs", lambda *_: (costs, full))
+
+    def once(slow, early, batches, *__):
+        for clips in batches:
+            slow(clips), early(clips)
+        return (2.0,) * 5, (1.0,) * 5
+
+    monkeypatch.setattr(authors_way, "in_turns", once)
+    loop, stream = (
+        leaving_early("adafocus-v2", 2, exit_every=2, stream=stream, setup=Setup(size="tiny"))
+        for stream in (False, True)
+    )
+    assert stream.what.endswith("stream") and loop.macs_saved == pytest.approx(stream.macs_saved)
+    assert 0 < stream.macs_saved < 1
